@@ -1,0 +1,103 @@
+import { add } from '../onnx/elementwise.js';
+import { GraphError, type Node, type Region, type Value } from '../onnx/graph.js';
+import { sumTo } from '../onnx/reduction.js';
+import { full, zeros } from '../tensor/tensor.js';
+import { Replay } from './recompute.js';
+import type { RuleContext } from './rule.js';
+import { rules } from './rules.js';
+
+/**
+ * Reverse-mode differentiation as a graph-to-graph transform: adds to the loss's graph the nodes that compute its gradients.
+ *
+ * Only what was asked for is built: a node's rule is run when the loss depends on the node and the node on some `wrt`, and only for the operands on such a path.
+ *
+ * @param loss a scalar
+ * @param wrt values of the same graph, of float types
+ * @returns d loss / d wrt, each of its value's shape; zeros where the loss does not depend on it
+ * @throws GraphError when the path runs through an operator without a gradient
+ */
+export function gradients(loss: Value, wrt: readonly Value[]): Value[] {
+  const { graph } = loss;
+  if (loss.size !== 1) throw new GraphError(`the loss must be a scalar, got ${loss}`);
+  const path = dependents(graph.nodes, wrt);
+  const pending = new Map<Value, Value[]>();
+  const settled = new Map<Value, Value>();
+  const asked = new Set(wrt);
+  const nodes = [...graph.nodes];
+  const replays = new Map<Region, Replay>();
+
+  /** The sum of what has arrived at a value. All its consumers come later in the graph, so when its producer is reached nothing more can arrive. */
+  const collect = (value: Value): Value | undefined => {
+    const parts = pending.get(value);
+    if (!parts) return undefined;
+    pending.delete(value);
+    const total = parts.reduce((a, b) => add(a, b));
+    if (asked.has(value)) settled.set(value, total);
+    return total;
+  };
+
+  return graph.outsideRegions(() => {
+    pending.set(loss, [graph.constant(full(loss.shape, 1), 'seed')]);
+    for (const node of nodes.reverse()) {
+      if (!node.outputs.some((v) => path.has(v) && pending.has(v))) continue;
+      const grads = node.outputs.map(collect);
+      const grad = grads[0] ?? grads.find((g) => g !== undefined);
+      if (!grad) continue;
+      let replay: Replay | undefined;
+      if (node.region) {
+        replay = replays.get(node.region) ?? new Replay(node.region, graph.nodes, grad);
+        replays.set(node.region, replay);
+      }
+      propagate(node, grads, replay, path, pending);
+    }
+    return wrt.map(
+      (value) => settled.get(value) ?? collect(value) ?? graph.constant(zeros(value.shape), 'zeros'),
+    );
+  });
+}
+
+function propagate(
+  node: Node,
+  grads: readonly (Value | undefined)[],
+  replay: Replay | undefined,
+  path: ReadonlySet<Value>,
+  pending: Map<Value, Value[]>,
+): void {
+  const rule = rules[node.operator];
+  if (rule === 'not differentiable')
+    throw new GraphError(`the gradient was asked for through ${node.operator}`);
+  const seen = (v: Value | undefined): Value | undefined => (v && replay ? replay.of(v) : v);
+  const first = grads[0];
+  if (!first && node.operator !== 'Split') {
+    throw new GraphError(`only the first output of ${node.operator} has a gradient`);
+  }
+  const context: RuleContext = {
+    inputs: node.inputs.map(seen),
+    outputs: node.outputs.map((v) => seen(v)!),
+    attributes: node.attributes,
+    grads,
+    grad: first ?? grads.find((g) => g !== undefined)!,
+  };
+  const thunks = rule(context);
+  node.inputs.forEach((input, i) => {
+    if (!input || !path.has(input)) return;
+    const thunk = thunks[i];
+    if (!thunk) throw new GraphError(`${node.operator} has no gradient with respect to its input ${i}`);
+    const arrived = sumTo(thunk(), input.shape);
+    const parts = pending.get(input);
+    if (parts) parts.push(arrived);
+    else pending.set(input, [arrived]);
+  });
+}
+
+/** The float values that depend on these, these included. */
+function dependents(nodes: readonly Node[], sources: readonly Value[]): Set<Value> {
+  const reached = new Set(sources);
+  for (const node of nodes) {
+    if (!node.inputs.some((v) => v && reached.has(v))) continue;
+    for (const v of node.outputs) {
+      if (v.dtype === 'float32' || v.dtype === 'float16') reached.add(v);
+    }
+  }
+  return reached;
+}

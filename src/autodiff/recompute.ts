@@ -1,0 +1,64 @@
+import { add, mul } from '../onnx/elementwise.js';
+import type { Node, Region, Value } from '../onnx/graph.js';
+import { GraphError } from '../onnx/graph.js';
+import { reshape, slice } from '../onnx/movement.js';
+
+/** A region and the values that enter it. */
+interface RecomputedRegion extends Region {
+  readonly boundary: ReadonlySet<Value>;
+}
+
+let counter = 0;
+
+/**
+ * Builds a block whose inner values are computed again in the backward pass instead of being kept through it (gradient checkpointing; Chen et al., "Training deep
+ * nets with sublinear memory cost", 2016).
+ *
+ * @param inputs the activations that enter the block; they are kept. Weights that the block reads need not be named.
+ * @param block builds the block from them.
+ */
+export function recompute<T extends Value | readonly Value[]>(
+  inputs: readonly Value[],
+  block: (...inputs: Value[]) => T,
+): T {
+  const graph = inputs[0]?.graph;
+  if (!graph) throw new GraphError('recompute needs an input');
+  const region: RecomputedRegion = { name: `recompute_${counter++}`, boundary: new Set(inputs) };
+  return graph.inRegion(region, () => block(...inputs));
+}
+
+/** The recomputed copies of a region's values, made when the backward pass first reaches the region. */
+export class Replay {
+  readonly #copies = new Map<Value, Value>();
+
+  /**
+   * @param region one that `recompute` made
+   * @param gradient what has arrived at the region's end. The copies depend on it, so that the engine can neither merge them with the originals nor run them
+   *   before the backward pass gets here.
+   */
+  constructor(region: Region, nodes: readonly Node[], gradient: Value) {
+    const { boundary } = region as RecomputedRegion;
+    let zero = reshape(gradient, [-1]);
+    zero = reshape(mul(slice(zero, 0, 0, 1), 0), []);
+    for (const value of boundary) {
+      if (value.dtype === gradient.dtype) this.#copies.set(value, add(value, zero));
+    }
+    for (const node of nodes) {
+      if (node.region !== region || !node.inputs.some((v) => v && this.#copies.has(v))) continue;
+      const outputs = gradient.graph.add(
+        node.operator,
+        node.inputs.map((v) => v && this.of(v)),
+        node.outputs,
+        node.attributes,
+      );
+      node.outputs.forEach((value, i) => {
+        this.#copies.set(value, outputs[i]!);
+      });
+    }
+  }
+
+  /** The recomputed copy of a value, or the value itself where it does not depend on the region's inputs. */
+  of(value: Value): Value {
+    return this.#copies.get(value) ?? value;
+  }
+}

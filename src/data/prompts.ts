@@ -1,0 +1,114 @@
+import { InputError } from '../errors.js';
+
+/** The subject as it is spoken of: the instance prompt names it by a rare token, the class prompt leaves that token out. */
+export interface SubjectPrompt {
+  /** "a photo of sks backpack" */
+  readonly instancePrompt: string;
+  /** "a photo of backpack" */
+  readonly classPrompt: string;
+  /** The word (or words) that come to mean the subject: "sks". */
+  readonly token: string;
+  /** What kind of thing it is: "backpack". */
+  readonly className: string;
+}
+
+/** Words that frame a prompt and that every text encoder knows well: never a rare token, never a class noun. */
+const framing: ReadonlySet<string> = new Set(
+  'a an the my our this that one of in on at with and photo photos photograph picture image close-up shot painting drawing rendering'.split(
+    ' ',
+  ),
+);
+const EXAMPLE = 'For example: --prompt "a photo of sks backpack" --class-prompt "a photo of backpack".';
+
+/** A word as compared: lower case, without punctuation around it ("<new1>" stays as it is). */
+function bare(word: string): string {
+  return word.toLowerCase().replace(/^[.,;:!?"'()]+|[.,;:!?"'()]+$/g, '') || word;
+}
+
+function words(prompt: string): string[] {
+  return prompt.split(/\s+/u).filter((word) => word !== '');
+}
+
+function checkedWords(prompt: string, name: string): string[] {
+  const list = words(prompt);
+  if (list.length === 0) throw new InputError(`The ${name} is empty. ${EXAMPLE}`);
+  return list;
+}
+
+function withoutFraming(list: readonly string[]): string[] {
+  return list.filter((word) => !framing.has(bare(word)));
+}
+
+/**
+ * Finds the rare token: the words of the instance prompt that the class prompt does not have, apart from framing words such as "a photo of". Without a
+ * class prompt, the first word that is not framing is the token, and the class prompt is the instance prompt without it.
+ *
+ * @throws InputError if either prompt is empty, no word sets the subject apart from its class, or no class noun is left.
+ */
+export function readSubjectPrompt(prompts: {
+  readonly instancePrompt: string;
+  readonly classPrompt?: string;
+}): SubjectPrompt {
+  const instance = checkedWords(prompts.instancePrompt, 'instance prompt');
+  const instancePrompt = instance.join(' ');
+  if (prompts.classPrompt === undefined) {
+    const telling = withoutFraming(instance);
+    const [token] = telling;
+    if (token === undefined || telling.length < 2) {
+      throw new InputError(
+        `The instance prompt "${instancePrompt}" has no rare token beside the class noun: nothing in it could come to mean this one subject. Add a short word that the model does not know yet. ${EXAMPLE}`,
+      );
+    }
+    const at = instance.indexOf(token);
+    const classPrompt = [...instance.slice(0, at), ...instance.slice(at + 1)].join(' ');
+    return { instancePrompt, classPrompt, token: bare(token), className: classNoun(classPrompt) };
+  }
+
+  const classWords = checkedWords(prompts.classPrompt, 'class prompt');
+  const classPrompt = classWords.join(' ');
+  const known = new Set(classWords.map(bare));
+  const token = withoutFraming(instance)
+    .map(bare)
+    .filter((word) => !known.has(word))
+    .join(' ');
+  if (token === '') {
+    throw new InputError(
+      `The instance prompt "${instancePrompt}" has no rare token that the class prompt "${classPrompt}" does not have: nothing in it could come to mean this one subject. Add a short word that the model does not know yet. ${EXAMPLE}`,
+    );
+  }
+  return { instancePrompt, classPrompt, token, className: classNoun(classPrompt) };
+}
+
+function classNoun(classPrompt: string): string {
+  const noun = withoutFraming(words(classPrompt)).map(bare).join(' ');
+  if (noun === '') {
+    throw new InputError(`The class prompt "${classPrompt}" names no kind of thing. ${EXAMPLE}`);
+  }
+  return noun;
+}
+
+/** Whether a prompt speaks of the trained subject: whether every word of the rare token is in it. */
+export function mentionsSubject(prompt: string, subject: Pick<SubjectPrompt, 'token'>): boolean {
+  const said = new Set(words(prompt).map(bare));
+  return words(subject.token).every((word) => said.has(word));
+}
+
+/** Scenes to draw a subject in where the user named none; the wording is DreamBench's (Ruiz et al., CVPR 2023). */
+export const defaultScenes: readonly string[] = [
+  'in the jungle',
+  'in the snow',
+  'on the beach',
+  'on a cobblestone street',
+  'on top of pink fabric',
+  'with a mountain in the background',
+];
+
+/** One prompt a scene: "a sks backpack in the snow". With `withToken: false`, as text metrics want it: "a backpack in the snow". */
+export function scenePrompts(
+  subject: Pick<SubjectPrompt, 'token' | 'className'>,
+  scenes: readonly string[] = defaultScenes,
+  { withToken = true }: { readonly withToken?: boolean } = {},
+): string[] {
+  const named = withToken ? `${subject.token} ${subject.className}` : subject.className;
+  return scenes.map((scene) => `a ${named} ${scene}`);
+}

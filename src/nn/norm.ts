@@ -1,0 +1,19 @@
+import type { Value } from '../onnx/graph.js';
+import { groupNorm as normalizeGroups, layerNorm as normalizeRows } from '../onnx/norm.js';
+import type { Scope } from './parameters.js';
+
+/** Group normalisation of [B, C, H, W] with a scale and an offset per channel (Wu and He, arXiv 1803.08494). */
+export function groupNorm(scope: Scope, x: Value, options: { groups: number; eps: number }): Value {
+  const channels = x.shape[1]!;
+  const weight = scope.parameter('weight', [channels], { kind: 'ones' });
+  const bias = scope.parameter('bias', [channels], { kind: 'zeros' });
+  return normalizeGroups(x, options.groups, weight, bias, options.eps);
+}
+
+/** Layer normalisation over the last axis, with a scale and an offset per feature (Ba et al., arXiv 1607.06450). */
+export function layerNorm(scope: Scope, x: Value, options: { eps: number }): Value {
+  const features = x.shape.at(-1)!;
+  const weight = scope.parameter('weight', [features], { kind: 'ones' });
+  const bias = scope.parameter('bias', [features], { kind: 'zeros' });
+  return normalizeRows(x, weight, bias, options.eps);
+}

@@ -1,0 +1,118 @@
+import type { Graph, Value } from '../onnx/graph.js';
+import type { Shape } from '../tensor/tensor.js';
+
+/** How a parameter starts when a model is trained from nothing. `uniform` draws from [-bound, bound]. */
+export type Initializer =
+  | { readonly kind: 'zeros' }
+  | { readonly kind: 'ones' }
+  | { readonly kind: 'normal'; readonly std: number }
+  | { readonly kind: 'uniform'; readonly bound: number };
+
+/** The two factors of a low-rank update of a linear layer: y += scale * up(down(x)). */
+export interface LoraFactors {
+  /** [rank, in] */
+  readonly down: Value;
+  /** [out, rank] */
+  readonly up: Value;
+  readonly scale: number;
+}
+
+/** Where a model's parameters come from: a checkpoint on disk, inputs of the graph, or both. */
+export interface ParameterSource {
+  /** The float32 value of the parameter at `path`, its full checkpoint name. The same path always gives the same value. */
+  parameter(path: string, shape: Shape, init: Initializer): Value;
+  /** Whether a checkpoint holds this name. Sources without names of their own leave it out; models then use the current names. */
+  has?(path: string): boolean;
+  /** The low-rank update of the linear layer at `path`, when there is one. */
+  lora?(path: string, inFeatures: number, outFeatures: number): LoraFactors | undefined;
+}
+
+/** A place in a model's tree of parameters, for example `down_blocks.0.resnets.1`. */
+export class Scope {
+  readonly source: ParameterSource;
+  readonly path: string;
+
+  constructor(source: ParameterSource, path = '') {
+    this.source = source;
+    this.path = path;
+  }
+
+  /** The place below this one: `scope.at('resnets', 0)`. */
+  at(...segments: readonly (string | number)[]): Scope {
+    return new Scope(this.source, this.#join(segments));
+  }
+
+  parameter(name: string, shape: Shape, init: Initializer): Value {
+    return this.source.parameter(this.#join([name]), shape, init);
+  }
+
+  /** Whether the source is known to hold a parameter of this name here. */
+  has(name: string): boolean {
+    return this.source.has?.(this.#join([name])) ?? false;
+  }
+
+  lora(inFeatures: number, outFeatures: number): LoraFactors | undefined {
+    return this.source.lora?.(this.path, inFeatures, outFeatures);
+  }
+
+  #join(segments: readonly (string | number)[]): string {
+    return [...(this.path === '' ? [] : [this.path]), ...segments].join('.');
+  }
+}
+
+/** A parameter that a model asked for. */
+export interface ParameterSpec {
+  /** Name of the graph input that stands for it. */
+  readonly input: string;
+  /** Its checkpoint name. */
+  readonly path: string;
+  readonly shape: Shape;
+  readonly init: Initializer;
+}
+
+/**
+ * Makes every parameter an input of the graph, named `prefix + path`, and records what was asked for: the way to train all parameters, or to list a model's
+ * parameters without any weights. A model that is called twice shares its parameters.
+ */
+export class InputParameters implements ParameterSource {
+  readonly #graph: Graph;
+  readonly #prefix: string;
+  readonly #specs = new Map<string, ParameterSpec>();
+  readonly #values = new Map<string, Value>();
+
+  constructor(graph: Graph, prefix = '') {
+    this.#graph = graph;
+    this.#prefix = prefix;
+  }
+
+  /** Everything asked for so far, in the order of asking. */
+  get specs(): readonly ParameterSpec[] {
+    return [...this.#specs.values()];
+  }
+
+  /** The graph inputs by checkpoint name, in the order of `specs`. */
+  get values(): ReadonlyMap<string, Value> {
+    return this.#values;
+  }
+
+  parameter(path: string, shape: Shape, init: Initializer): Value {
+    const known = this.#values.get(path);
+    if (known !== undefined) {
+      requireSameShape(path, known.shape, shape);
+      return known;
+    }
+    const input = this.#prefix + path;
+    const value = this.#graph.input(input, 'float32', shape);
+    this.#specs.set(path, { input, path, shape: [...shape], init });
+    this.#values.set(path, value);
+    return value;
+  }
+}
+
+function requireSameShape(path: string, known: Shape, asked: Shape): void {
+  if (known.length !== asked.length || known.some((d, i) => d !== asked[i])) {
+    throw new Error(
+      `internal: parameter ${path} is [${known.join(', ')}] but was asked for again as [${asked.join(', ')}]`,
+    );
+  }
+}

@@ -1,0 +1,166 @@
+import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
+import { bytesPerElement } from '../tensor/dtype.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { onnxTypeCodes } from './elementwise.js';
+import { type Attribute, type Graph, GraphError, type Node, type Value } from './graph.js';
+import { OPSET_VERSION, operatorDomains } from './operators.js';
+
+/** Field numbers and constants of onnx.proto (ONNX 1.15, IR version 9). */
+const IR_VERSION = 9;
+const attributeTypes = { float: 1, int: 2, string: 3, ints: 7 } as const;
+const EXTERNAL = 1;
+
+/** A model in ONNX's binary form, and the names under which it is run. */
+export interface EncodedModel {
+  readonly bytes: Uint8Array;
+  /** Names of the inputs that the live part of the graph reads. */
+  readonly inputs: readonly string[];
+  /** Encoded name of each output, by the name it was given. */
+  readonly outputs: ReadonlyMap<string, string>;
+  /** Encoded name of each state's next value, by the input's name. */
+  readonly updates: ReadonlyMap<string, string>;
+}
+
+export interface EncodeOptions {
+  /** Turns the path of an external initializer into the location that is written. */
+  readonly externalLocation?: (path: string) => string;
+}
+
+const varint = (w: BinaryWriter, field: number, value: number): void => {
+  w.tag(field, WireType.Varint).int64(value);
+};
+const text = (w: BinaryWriter, field: number, value: string): void => {
+  w.tag(field, WireType.LengthDelimited).string(value);
+};
+const message = (w: BinaryWriter, field: number, write: (w: BinaryWriter) => void): void => {
+  w.tag(field, WireType.LengthDelimited).fork();
+  write(w);
+  w.join();
+};
+
+function writeAttribute(w: BinaryWriter, name: string, attribute: Attribute): void {
+  text(w, 1, name);
+  if ('float' in attribute) {
+    w.tag(2, WireType.Bit32).float(attribute.float);
+    varint(w, 20, attributeTypes.float);
+  } else if ('int' in attribute) {
+    varint(w, 3, attribute.int);
+    varint(w, 20, attributeTypes.int);
+  } else if ('string' in attribute) {
+    w.tag(4, WireType.LengthDelimited).string(attribute.string);
+    varint(w, 20, attributeTypes.string);
+  } else {
+    for (const v of attribute.ints) varint(w, 8, v);
+    varint(w, 20, attributeTypes.ints);
+  }
+}
+
+function rawBytes(t: Tensor): Uint8Array {
+  return new Uint8Array(t.data.buffer, t.data.byteOffset, t.data.byteLength);
+}
+
+function writeInitializer(w: BinaryWriter, value: Value, locate: (path: string) => string): void {
+  for (const d of value.shape) varint(w, 1, d);
+  varint(w, 2, onnxTypeCodes[value.dtype]);
+  text(w, 8, value.name);
+  const { origin } = value;
+  if (origin.kind === 'constant') {
+    w.tag(9, WireType.LengthDelimited).bytes(rawBytes(origin.tensor));
+    return;
+  }
+  if (origin.kind !== 'external') throw new GraphError(`${value} is not an initializer`);
+
+  const entries: Record<string, string> = {
+    location: locate(origin.location.path),
+    offset: String(origin.location.offset),
+    length: String(value.size * bytesPerElement[value.dtype]),
+  };
+  for (const [key, entry] of Object.entries(entries)) {
+    message(w, 13, (m) => {
+      text(m, 1, key);
+      text(m, 2, entry);
+    });
+  }
+  varint(w, 14, EXTERNAL);
+}
+
+function writeValueInfo(w: BinaryWriter, name: string, value: Value): void {
+  text(w, 1, name);
+  message(w, 2, (type) =>
+    message(type, 1, (tensorType) => {
+      varint(tensorType, 1, onnxTypeCodes[value.dtype]);
+      message(tensorType, 2, (shape) => {
+        for (const d of value.shape) message(shape, 1, (dim) => varint(dim, 1, d));
+      });
+    }),
+  );
+}
+
+function writeNode(w: BinaryWriter, node: Node, nameOf: (v: Value) => string): void {
+  for (const input of node.inputs) text(w, 1, input ? nameOf(input) : '');
+  for (const output of node.outputs) text(w, 2, nameOf(output));
+  text(w, 3, nameOf(node.outputs[0]!));
+  text(w, 4, node.operator);
+  for (const [name, attribute] of Object.entries(node.attributes)) {
+    message(w, 5, (m) => writeAttribute(m, name, attribute));
+  }
+  const domain = operatorDomains[node.operator];
+  if (domain) text(w, 7, domain);
+}
+
+/** Writes the live part of a graph as an ONNX model. */
+export function encodeModel(
+  graph: Graph,
+  { externalLocation = (path) => path }: EncodeOptions = {},
+): EncodedModel {
+  const nodes = graph.liveNodes();
+  const { inputs, initializers } = graph.liveSources();
+  const exported = new Map<Value, string>();
+  const copies: { from: Value; to: string }[] = [];
+  const results: { name: string; value: Value }[] = [];
+  const publish = (value: Value, name: string): string => {
+    // A value can be an output under one name only, and an input cannot be an output at all: further names are copies.
+    if (value.producer && !exported.has(value)) exported.set(value, name);
+    else copies.push({ from: value, to: name });
+    results.push({ name, value });
+    return name;
+  };
+  const outputs = new Map(
+    [...graph.outputs].map(([name, value]) => [name, publish(value, `output:${name}`)]),
+  );
+  const updates = new Map([...graph.updates].map(([name, value]) => [name, publish(value, `next:${name}`)]));
+  const nameOf = (v: Value): string => exported.get(v) ?? v.name;
+
+  const w = new BinaryWriter();
+  varint(w, 1, IR_VERSION);
+  text(w, 2, 'portrayal');
+  message(w, 7, (g) => {
+    for (const node of nodes) message(g, 1, (m) => writeNode(m, node, nameOf));
+    for (const { from, to } of copies) {
+      message(g, 1, (m) => {
+        text(m, 1, nameOf(from));
+        text(m, 2, to);
+        text(m, 3, to);
+        text(m, 4, 'Identity');
+      });
+    }
+    text(g, 2, graph.name);
+    for (const value of initializers) message(g, 5, (m) => writeInitializer(m, value, externalLocation));
+    for (const value of inputs) message(g, 11, (m) => writeValueInfo(m, value.name, value));
+    for (const { name, value } of results) message(g, 12, (m) => writeValueInfo(m, name, value));
+  });
+  for (const [domain, version] of [
+    ['', OPSET_VERSION] as const,
+    ...domainsOf(nodes).map((d) => [d, 1] as const),
+  ]) {
+    message(w, 8, (m) => {
+      text(m, 1, domain);
+      varint(m, 2, version);
+    });
+  }
+  return { bytes: w.finish(), inputs: inputs.map((v) => v.name), outputs, updates };
+}
+
+function domainsOf(nodes: readonly Node[]): string[] {
+  return [...new Set(nodes.flatMap((n) => operatorDomains[n.operator] ?? []))];
+}

@@ -1,0 +1,22 @@
+import { add, div, minimum, mul, sqrt, square } from '../onnx/elementwise.js';
+import type { Value } from '../onnx/graph.js';
+import { sum } from '../onnx/reduction.js';
+import { flatten, groups } from './optimizer.js';
+
+/** The Euclidean norm of all gradients together. */
+export function globalNorm(gradients: readonly Value[]): Value {
+  const squares = groups(gradients.map((g) => g.shape)).map((members) =>
+    sum(square(flatten(members.map((i) => gradients[i]!)))),
+  );
+  return sqrt(squares.reduce((a, b) => add(a, b)));
+}
+
+/** Scales all gradients so that their global norm is at most `maxNorm` (Pascanu et al., ICML 2013), with PyTorch's 1e-6 in the denominator. */
+export function clipByGlobalNorm(
+  gradients: readonly Value[],
+  maxNorm: number,
+): { clipped: Value[]; norm: Value } {
+  const norm = globalNorm(gradients);
+  const factor = minimum(div(maxNorm, add(norm, 1e-6)), 1);
+  return { clipped: gradients.map((g) => mul(g, factor)), norm };
+}

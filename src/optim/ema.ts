@@ -1,0 +1,24 @@
+import { add, mul, sub } from '../onnx/elementwise.js';
+import type { Graph, Value } from '../onnx/graph.js';
+
+/** The state name of a parameter's moving average. */
+export const emaName = (parameter: string): string => `ema.${parameter}`;
+
+/**
+ * Keeps an exponential moving average of the parameters beside them: average += (1 - decay) (next - average), with the decay fed as the scalar `ema.decay`.
+ * Call it after the optimiser's update, whose new values it follows.
+ */
+export function ema(graph: Graph, parameters: readonly Value[]): void {
+  const decay = graph.input('ema.decay', 'float32', []);
+  const rate = sub(1, decay);
+  for (const p of parameters) {
+    const average = graph.input(emaName(p.name), 'float32', p.shape);
+    const next = graph.updates.get(p.name) ?? p;
+    graph.update(average, add(average, mul(sub(next, average), rate)));
+  }
+}
+
+/** The decay at a step (from 1): warmed up as (1 + step) / (10 + step), at most `maximum`, so that early weights are soon forgotten. */
+export function emaDecay(step: number, maximum: number): number {
+  return Math.min(maximum, (1 + step) / (10 + step));
+}

@@ -1,0 +1,65 @@
+import type { Graph, Value } from '../onnx/graph.js';
+import { concat, reshape, split } from '../onnx/movement.js';
+import { elementCount, full, type Shape, type Tensor, zeros } from '../tensor/tensor.js';
+
+/** A trainable tensor: its name in the state, and its shape. */
+export interface Parameter {
+  readonly name: string;
+  readonly shape: Shape;
+}
+
+/**
+ * An optimiser as an {init, update} pair. `init` lists the state it needs; `update` adds to a graph the nodes of one step and declares the new values of parameters
+ * and state.
+ */
+export interface Optimizer {
+  /** Initial optimiser state of these parameters. */
+  init(parameters: readonly Parameter[]): Map<string, Tensor>;
+  /** Emits one step. `parameters` are graph inputs; `gradients` match them. Parameters become graph updates. */
+  update(graph: Graph, parameters: readonly Value[], gradients: readonly Value[]): void;
+  /** What to feed at step `step` (counted from 1) with this learning rate. */
+  feeds(step: number, learningRate: number): Record<string, Tensor>;
+}
+
+export const scalarFeed = (value: number): Tensor => full([], value);
+
+/** Tensors of at least this many elements are updated on their own; smaller ones are strung together, as a node costs more than their arithmetic. */
+const LARGE = 1 << 16;
+
+/** Indices of parameters that are updated together. The grouping depends on the shapes alone. */
+export function groups(shapes: readonly Shape[]): number[][] {
+  const small: number[] = [];
+  const result: number[][] = [];
+  shapes.forEach((shape, i) => {
+    if (elementCount(shape) >= LARGE) result.push([i]);
+    else small.push(i);
+  });
+  return small.length ? [small, ...result] : result;
+}
+
+/** Strings tensors together into one vector. */
+export function flatten(values: readonly Value[]): Value {
+  return concat(
+    values.map((v) => reshape(v, [-1])),
+    0,
+  );
+}
+
+/** Cuts a vector into tensors of these shapes. */
+export function unflatten(vector: Value, shapes: readonly Shape[]): Value[] {
+  return split(vector, shapes.map(elementCount), 0).map((piece, i) => reshape(piece, shapes[i]!));
+}
+
+/** Zero state vectors, one a group, named `prefix.group`. */
+export function zeroState(
+  parameters: readonly Parameter[],
+  prefixes: readonly string[],
+): Map<string, Tensor> {
+  const shapes = parameters.map((p) => p.shape);
+  const state = new Map<string, Tensor>();
+  groups(shapes).forEach((members, g) => {
+    const length = members.reduce((n, i) => n + elementCount(shapes[i]!), 0);
+    for (const prefix of prefixes) state.set(`${prefix}.${g}`, zeros([length]));
+  });
+  return state;
+}

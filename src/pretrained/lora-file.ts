@@ -1,0 +1,34 @@
+import { join } from 'node:path';
+import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
+import {
+  kohyaMetadata,
+  kohyaTensors,
+  type Lora,
+  type LoraDescription,
+  parseLora,
+  peftTensors,
+} from './lora.js';
+
+/** The file that diffusers' `load_lora_weights` looks for. */
+export const peftFileName = 'pytorch_lora_weights.safetensors';
+
+/** The file for ComfyUI, AUTOMATIC1111 and Forge. */
+export const kohyaFileName = 'kohya_lora_weights.safetensors';
+
+/** Writes a LoRA into a folder as the two files that, between them, every common tool loads. Each is written whole or not at all; returns their paths. */
+export async function writeLoraFiles(
+  folder: string,
+  lora: Lora,
+  description: LoraDescription,
+): Promise<string[]> {
+  const peft = join(folder, peftFileName);
+  const kohya = join(folder, kohyaFileName);
+  await writeSafetensorsFile(peft, peftTensors(lora), new Map([['format', 'pt']]));
+  await writeSafetensorsFile(kohya, kohyaTensors(lora), kohyaMetadata(lora, description));
+  return [peft, kohya];
+}
+
+/** Reads a LoRA file in any of the usual spellings; see `parseLora`. */
+export async function readLoraFile(path: string): Promise<Lora> {
+  return parseLora(await readSafetensorsFile(path), path);
+}

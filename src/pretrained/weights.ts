@@ -1,0 +1,191 @@
+import { join, resolve } from 'node:path';
+import { ModelError } from '../errors.js';
+import { isObject } from '../formats/json-config.js';
+import { readConfigFile } from '../formats/json-config-file.js';
+import type { TensorEntry } from '../formats/safetensors.js';
+import {
+  assertFinite,
+  openSafetensors,
+  readTensor,
+  type SafetensorsFile,
+} from '../formats/safetensors-file.js';
+import type { ParameterSource } from '../nn/parameters.js';
+import { cast } from '../onnx/elementwise.js';
+import type { Graph, Value } from '../onnx/graph.js';
+import type { Shape, Tensor } from '../tensor/tensor.js';
+import type { Component } from './model-folder.js';
+
+/** A tensor of a checkpoint, and the file it lies in. */
+export interface Weight {
+  readonly file: SafetensorsFile;
+  readonly entry: TensorEntry;
+}
+
+/** The weights of one component, wherever they lie. Nothing but headers has been read. */
+export interface WeightSet {
+  /** The component's name; it goes before the names of the values in a graph. */
+  readonly component: string;
+  /** The path of the folder, for messages. */
+  readonly folder: string;
+  readonly weights: ReadonlyMap<string, Weight>;
+}
+
+/** Which of the weight files of a folder to read: the full ones, or the half-precision ones beside them. */
+export type Variant = 'full' | 'fp16';
+
+/** What the files of a component are called: transformers' models have one name, diffusers' another. */
+const stemOf: Readonly<Record<string, string>> = { text_encoder: 'model', text_encoder_2: 'model' };
+const diffusersStem = 'diffusion_pytorch_model';
+
+/** Buffers that early libraries saved among the weights and that hold no more than 0, 1, 2, … */
+const bufferName = /(^|\.)position_ids$/;
+
+const pickles = /\.(bin|pt|pth|ckpt|msgpack|h5)$/i;
+
+/**
+ * Finds a component's weights and reads their headers: one file, or the shards of an index; in float32 or, where there is no such file, half precision.
+ *
+ * @param preferred the variant to take where both are there.
+ * @throws ModelError when there are none, when a shard is missing, cut short or damaged, or when there are only pickle files, which are never read.
+ */
+export async function openWeights(component: Component, preferred: Variant = 'full'): Promise<WeightSet> {
+  const { name, folder, files } = component;
+  const stem = stemOf[name] ?? diffusersStem;
+  for (const variant of preferred === 'full' ? ['', '.fp16'] : ['.fp16', '']) {
+    const single = `${stem}${variant}.safetensors`;
+    if (files.includes(single))
+      return { component: name, folder, weights: await openSingle(join(folder, single)) };
+    // Libraries have put the variant in either place.
+    const indexes = [`${stem}${variant}.safetensors.index.json`, `${stem}.safetensors.index${variant}.json`];
+    const index = indexes.find((file) => files.includes(file));
+    if (index !== undefined)
+      return { component: name, folder, weights: await openSharded(folder, index, files) };
+  }
+  throw noWeights(component, stem);
+}
+
+/**
+ * Checks every value of the weights, reading all of their bytes once.
+ *
+ * @throws ModelError naming the file and the tensor of the first that is infinite or not a number.
+ */
+export async function assertFiniteWeights(set: WeightSet): Promise<void> {
+  const namesByFile = new Map<SafetensorsFile, string[]>();
+  for (const { file, entry } of set.weights.values()) {
+    const names = namesByFile.get(file);
+    if (names === undefined) namesByFile.set(file, [entry.name]);
+    else names.push(entry.name);
+  }
+  for (const [file, names] of namesByFile) await assertFinite(file, names);
+}
+
+/** Reads one tensor of a set into memory, in the type it is stored in. */
+export function readWeight(set: WeightSet, name: string): Promise<Tensor> {
+  return readTensor(find(set, name).file, name);
+}
+
+/** A source of parameters that knows which of a checkpoint's tensors nobody has asked for. */
+export interface WeightSource extends ParameterSource {
+  has(path: string): boolean;
+  /** The tensors that no parameter was read from, sorted; buffers that hold no knowledge are left out. */
+  unused(): string[];
+}
+
+/**
+ * Serves the parameters of a model from its checkpoint, by reference: each becomes an initializer of `graph` whose bytes stay in the file. Half-precision weights
+ * are cast to float32 in the graph. `parameter` throws a `ModelError` when the checkpoint has no such tensor, or one of another shape or type.
+ */
+export function weightSource(graph: Graph, set: WeightSet): WeightSource {
+  const values = new Map<string, Value>();
+  return {
+    has: (path) => set.weights.has(path),
+    parameter(path, shape) {
+      let value = values.get(path);
+      if (value === undefined) {
+        value = external(graph, set, path, shape);
+        values.set(path, value);
+      }
+      return value;
+    },
+    unused: () =>
+      [...set.weights.keys()].filter((name) => !values.has(name) && !bufferName.test(name)).sort(),
+  };
+}
+
+function external(graph: Graph, set: WeightSet, path: string, shape: Shape): Value {
+  const { file, entry } = find(set, path);
+  const fault = (found: string, expected: string): ModelError =>
+    new ModelError(
+      `${file.path}: tensor ${JSON.stringify(path)} is ${found}; expected ${expected}. ` +
+        `The weights and the config.json beside them are not of the same model.`,
+    );
+  if (entry.dtype !== 'float32' && entry.dtype !== 'float16' && entry.dtype !== 'bfloat16') {
+    throw fault(`of type ${entry.dtype}`, 'float32, float16 or bfloat16');
+  }
+  if (entry.shape.length !== shape.length || entry.shape.some((d, i) => d !== shape[i])) {
+    throw fault(`[${entry.shape.join(', ')}]`, `[${shape.join(', ')}]`);
+  }
+  const location = { path: resolve(file.path), offset: entry.offset };
+  const stored = graph.external(`${set.component}.${path}`, entry.dtype, shape, location);
+  return entry.dtype === 'float32' ? stored : cast(stored, 'float32');
+}
+
+function find(set: WeightSet, name: string): Weight {
+  const weight = set.weights.get(name);
+  if (weight !== undefined) return weight;
+  const files = new Set([...set.weights.values()].map((w) => w.file.path));
+  throw new ModelError(
+    `${[...files].join(', ') || set.folder}: there is no tensor ${JSON.stringify(name)}, which ${join(set.folder, 'config.json')} asks for. ` +
+      `The weights are of another model, or incomplete.`,
+  );
+}
+
+async function openSingle(path: string): Promise<ReadonlyMap<string, Weight>> {
+  const file = await openSafetensors(path);
+  return new Map([...file.entries.values()].map((entry) => [entry.name, { file, entry }]));
+}
+
+async function openSharded(
+  folder: string,
+  indexName: string,
+  files: readonly string[],
+): Promise<ReadonlyMap<string, Weight>> {
+  const indexPath = join(folder, indexName);
+  const map = (await readConfigFile(indexPath)).raw('weight_map');
+  if (!isObject(map))
+    throw new ModelError(`${indexPath} has no "weight_map", which names the file of each tensor.`);
+  const shards = new Map<string, SafetensorsFile>();
+  const weights = new Map<string, Weight>();
+  for (const [name, shard] of Object.entries(map)) {
+    // A shard is one of the folder's own files, so an index cannot point elsewhere on the disk.
+    if (typeof shard !== 'string' || !files.includes(shard)) {
+      throw new ModelError(
+        `${indexPath} names the shard ${JSON.stringify(shard)}, which is not in ${folder}. The model is incomplete; get that file too.`,
+      );
+    }
+    const file = shards.get(shard) ?? (await openSafetensors(join(folder, shard)));
+    shards.set(shard, file);
+    const entry = file.entries.get(name);
+    if (entry === undefined) {
+      throw new ModelError(
+        `${indexPath} looks for tensor ${JSON.stringify(name)} in ${shard}, which does not have it. The shards are of different models; get them all again.`,
+      );
+    }
+    weights.set(name, { file, entry });
+  }
+  return weights;
+}
+
+function noWeights({ name, folder, files }: Component, stem: string): ModelError {
+  const wanted = `${stem}.safetensors or ${stem}.fp16.safetensors`;
+  const unsafe = files.filter((file) => pickles.test(file));
+  if (unsafe.length > 0) {
+    return new ModelError(
+      `${folder} has only ${unsafe.join(', ')}: such files can run code when they are opened, so they are never read. ` +
+        `Get ${wanted} from the same place and put it in ${name}/, or write it in Python with save_pretrained(folder, safe_serialization=True).`,
+    );
+  }
+  const others = files.filter((file) => file.endsWith('.safetensors'));
+  const found = others.length > 0 ? `It holds ${others.join(', ')}.` : 'It holds no weights.';
+  return new ModelError(`${folder} has no ${wanted}. ${found} The model is incomplete; get that file too.`);
+}
