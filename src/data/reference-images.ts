@@ -21,6 +21,8 @@ export interface ReferenceOptions {
   readonly resolution: number;
   /** Pictures with more pixels than this (width * height, known from the header) are refused before they are decoded. */
   readonly maxPixels?: number;
+  /** Pictures with a shorter side are refused: they show too little to learn from. Default 32. */
+  readonly smallestSide?: number;
 }
 
 export interface ReferenceImages {
@@ -32,7 +34,7 @@ export interface ReferenceImages {
 
 const DEFAULT_MAX_PIXELS = 100e6;
 const MAX_FILE_BYTES = 2 ** 30;
-const SMALLEST_SIDE = 32;
+const DEFAULT_SMALLEST_SIDE = 32;
 /** Pictures are kept no larger than this on their shorter side (or the resolution, if that is more): beyond what any model here sees, they only cost memory. */
 const LARGEST_SHORT_SIDE = 2048;
 const LONG_ASPECT = 3;
@@ -155,7 +157,7 @@ async function listPictures(
 
 async function readPicture(
   path: string,
-  { resolution, maxPixels = DEFAULT_MAX_PIXELS }: ReferenceOptions,
+  { resolution, maxPixels = DEFAULT_MAX_PIXELS, smallestSide = DEFAULT_SMALLEST_SIDE }: ReferenceOptions,
 ): Promise<{ image: ReferenceImage; warnings: string[] }> {
   const bytes = await readWhole(path);
   const recognised = recogniseImage(bytes);
@@ -180,9 +182,9 @@ async function readPicture(
       `${path}: ${width} x ${height} pixels are ${millions(width * height)} million; at most ${millions(maxPixels)} million are decoded. Scale the picture down first (2048 pixels on the shorter side are plenty).`,
     );
   }
-  if (Math.min(width, height) < SMALLEST_SIDE) {
+  if (Math.min(width, height) < smallestSide) {
     throw new InputError(
-      `${path}: ${width} x ${height} pixels are too few; each side needs at least ${SMALLEST_SIDE}. Use a larger picture of the subject.`,
+      `${path}: ${width} x ${height} pixels are too few; each side needs at least ${smallestSide}. Use a larger picture of the subject.`,
     );
   }
 

@@ -190,8 +190,8 @@ async function trainAutoencoder(
       },
       steps: options.vaeSteps,
       learningRate: 2e-3,
-      warmupSteps: 50,
-      maxEmaDecay: 0.995,
+      warmupSteps: 100,
+      maxEmaDecay: 0.998,
     },
     settings,
   );

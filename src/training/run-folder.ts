@@ -3,6 +3,7 @@ import { basename, join, resolve } from 'node:path';
 import { OutputError, RunError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
+import { kohyaFileName, peftFileName } from '../pretrained/lora-file.js';
 import type { Tensor } from '../tensor/tensor.js';
 import {
   type Checkpoint,
@@ -26,8 +27,8 @@ export const runFiles = {
   timings: 'timings.jsonl',
   samples: 'samples',
   checkpoints: 'checkpoints',
-  lora: 'pytorch_lora_weights.safetensors',
-  kohyaLora: 'lora.kohya.safetensors',
+  lora: peftFileName,
+  kohyaLora: kohyaFileName,
   report: 'report.html',
 } as const;
 

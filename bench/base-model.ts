@@ -1,0 +1,173 @@
+// Judges a base model: draws pictures from prompts whose noun, place and colour are known and lets the world's classifier look for them.
+// npm run bench:base -- [--model DIR] [--pictures 500] [--sheet FILE.png]; the classifier is trained first where models/world-classifier is missing.
+import { existsSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { composeGrid, encodePng } from '../src/data/image-grid.js';
+import { renderExamples } from '../src/data/world/render.js';
+import { createNodeEngine } from '../src/engine/node.js';
+import { PortrayalError, UsageError } from '../src/errors.js';
+import { fidelityRequests } from '../src/evaluation/prompt-fidelity.js';
+import {
+  ANSWERS,
+  QUESTIONS,
+  type Question,
+  shippedWorldClassifier,
+  type Tally,
+  tally,
+  trainWorldClassifier,
+  WorldClassifier,
+  worldClassifierDefaults,
+} from '../src/evaluation/world-classifier.js';
+import { writeFileAtomic } from '../src/formats/atomic-file.js';
+import { StableDiffusion } from '../src/pretrained/stable-diffusion.js';
+import { TextToImage } from '../src/pretrained/text-to-image.js';
+
+/** A world that no model was trained on. */
+const HELD_OUT_SEED = 1001;
+/** What the classifier has to reach on it before its word counts. */
+const CLASSIFIER_BAR = 0.97;
+const BARS: Readonly<Record<Question, number>> = { noun: 0.85, scene: 0.85, colour: 0.8 };
+const SHEET_COLUMNS = 25;
+
+const root = fileURLToPath(new URL('../../', import.meta.url));
+
+const { values: options } = parseArgs({
+  options: {
+    model: { type: 'string', default: join(root, 'models', 'base') },
+    classifier: { type: 'string', default: shippedWorldClassifier() },
+    'held-out': { type: 'string', default: '1500' },
+    pictures: { type: 'string', default: '500' },
+    steps: { type: 'string', default: '30' },
+    'guidance-scale': { type: 'string', default: '5' },
+    'batch-size': { type: 'string', default: '10' },
+    seed: { type: 'string', default: '1' },
+    threads: { type: 'string', default: String(availableParallelism()) },
+    sheet: { type: 'string' },
+  },
+});
+
+function count(name: Exclude<keyof typeof options, 'sheet'>, least = 1): number {
+  const value = Number(options[name]);
+  if (!Number.isFinite(value) || value < least)
+    throw new UsageError(`--${name} ${options[name]}: expected a number of at least ${least}.`);
+  return value;
+}
+
+function percent({ right, total }: Pick<Tally, 'right' | 'total'>): string {
+  return `${((100 * right) / total).toFixed(1)} % (${right} of ${total})`;
+}
+
+/** The answers that were found least often, with what was seen in their stead. */
+function worst(question: Question, { confusion }: Tally, most: number): string[] {
+  const names = ANSWERS[question];
+  return confusion
+    .map((row, truth) => {
+      const total = row.reduce((sum, n) => sum + n, 0);
+      const mistakes = row
+        .map((n, answer) => ({ n, answer }))
+        .filter(({ n, answer }) => n > 0 && answer !== truth)
+        .sort((a, b) => b.n - a.n)
+        .slice(0, 4);
+      return { truth, total, right: row[truth]!, mistakes };
+    })
+    .filter(({ mistakes }) => mistakes.length > 0)
+    .sort((a, b) => a.right / a.total - b.right / b.total)
+    .slice(0, most)
+    .map(({ truth, total, right, mistakes }) => {
+      const seen = mistakes.map(({ n, answer }) => `${names[answer]} ${n}`).join(', ');
+      return `    ${names[truth]}: ${right} of ${total}; taken for ${seen}`;
+    });
+}
+
+function report(tallies: Record<Question, Tally>, bars: Readonly<Record<Question, number>>, most: number) {
+  for (const question of QUESTIONS) {
+    const result = tallies[question];
+    const verdict = result.right / result.total >= bars[question] ? 'reached' : 'MISSED';
+    console.log(
+      `  ${question.padEnd(6)} right: ${percent(result)}; bar ${100 * bars[question]} %: ${verdict}`,
+    );
+    for (const line of worst(question, result, most)) console.log(line);
+  }
+}
+
+async function main(): Promise<void> {
+  const engine = createNodeEngine({ threads: count('threads') });
+  if (!existsSync(join(options.classifier, 'model.safetensors'))) {
+    console.log(`training the classifier: ${options.classifier}`);
+    await trainWorldClassifier({
+      ...worldClassifierDefaults,
+      output: options.classifier,
+      work: join(root, 'runs', 'world-classifier'),
+      engine,
+      onEvent: (event) => {
+        if (event.kind === 'progress' && event.step % 250 === 0)
+          console.log(
+            `  step ${event.step} of ${event.steps}, loss ${event.loss.toFixed(3)}, ${Math.round(event.secondsLeft)} s left`,
+          );
+      },
+    });
+  }
+  const classifier = await WorldClassifier.open(engine, options.classifier);
+  const heldOut = await renderExamples(HELD_OUT_SEED, 0, count('held-out'), classifier.resolution);
+  const seen = await classifier.classify(heldOut.map((r) => r.pixels));
+  console.log(`classifier on ${heldOut.length} held-out drawings:`);
+  const all = { noun: CLASSIFIER_BAR, scene: CLASSIFIER_BAR, colour: CLASSIFIER_BAR };
+  report(
+    tally(
+      heldOut.map((r) => r.labels),
+      seen,
+    ),
+    all,
+    3,
+  );
+
+  if (count('pictures', 0) > 0) {
+    const model = await StableDiffusion.open(options.model);
+    const drawer = await TextToImage.create(model, engine, {
+      resolution: classifier.resolution,
+      batchSize: count('batch-size'),
+    });
+    const requests = fidelityRequests(count('pictures'), count('seed', 0));
+    const started = performance.now();
+    const images = await drawer.draw(requests, {
+      steps: count('steps'),
+      guidanceScale: count('guidance-scale', 0),
+    });
+    const seconds = (performance.now() - started) / 1000;
+    const found = await classifier.classify(images.map((image) => image.pixels));
+    console.log(
+      `${options.model}: ${images.length} pictures, ${options.steps} steps, guidance ${options['guidance-scale']}, drawn in ${seconds.toFixed(0)} s:`,
+    );
+    report(
+      tally(
+        requests.map((r) => r.truth),
+        found,
+      ),
+      BARS,
+      5,
+    );
+    const allRight = requests.filter(({ truth }, i) =>
+      QUESTIONS.every((question) => truth[question] === found[i]![question]),
+    );
+    console.log(`  all three right: ${percent({ right: allRight.length, total: requests.length })}`);
+    if (options.sheet !== undefined) {
+      const columns = Math.min(SHEET_COLUMNS, images.length);
+      await writeFileAtomic(options.sheet, await encodePng(composeGrid(images, { columns, gap: 2 })));
+      console.log(`  contact sheet, in the order of the prompts: ${options.sheet}`);
+    }
+    await drawer.release();
+  }
+  await classifier.release();
+  await engine.close();
+}
+
+try {
+  await main();
+} catch (error) {
+  if (!(error instanceof PortrayalError)) throw error;
+  console.error(error.message);
+  process.exitCode = error.exitCode;
+}

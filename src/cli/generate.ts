@@ -1,0 +1,72 @@
+import type { GenerateOptions } from '../workflows/generate.js';
+import { type CommandFactory, createCommand, requireFlags } from './command.js';
+import { interruptible } from './interrupt.js';
+import { numberOption, repeatedOption, textOption, wholeOption } from './option.js';
+import { progressListener } from './progress.js';
+
+type Generate = (options: GenerateOptions) => Promise<readonly string[]>;
+
+const EXAMPLE =
+  'portrayal generate --run runs/backpack --prompt "a sks backpack on the beach" --num-images 4 --output out/';
+
+const startGenerate: Generate = async (options) =>
+  (await import('../workflows/generate.js')).generate(options);
+
+/** `portrayal generate`: writes the paths of the pictures to the standard output, one a line. */
+export const generateCommand: CommandFactory = (terminal) => createGenerateCommand(terminal, startGenerate);
+
+/** @param generate is called with what the flags say */
+export function createGenerateCommand(
+  terminal: Parameters<CommandFactory>[0],
+  generate: Generate,
+): ReturnType<CommandFactory> {
+  const command = createCommand('generate', terminal)
+    .usage('--prompt TEXT --output DIR [--run DIR] [FLAGS]')
+    .addOption(textOption('--run <dir>', 'Run folder that "portrayal train" wrote'))
+    .addOption(
+      textOption(
+        '--model, --pretrained-model-name-or-path <dir>',
+        "Diffusers model folder (default: the run's, or the shipped base)",
+      ),
+    )
+    .addOption(repeatedOption('--prompt <text>', 'What to draw; may be given several times'))
+    .addOption(textOption('--output, --output-dir <dir>', 'Folder for the pictures'))
+    .addOption(wholeOption('--num-images <n>', 'Pictures of each prompt (default: 1)', { atLeast: 1 }))
+    .addOption(
+      wholeOption('--seed <n>', 'Seed of the first picture, then one more each (default: 0)', { atLeast: 0 }),
+    )
+    .addOption(wholeOption('--steps <n>', 'Steps of the sampler (default: 30)', { atLeast: 1 }))
+    .addOption(
+      numberOption('--guidance-scale <x>', 'Classifier-free guidance; 1 is none (default: 7.5)', {
+        atLeast: 0,
+      }),
+    )
+    .addOption(textOption('--negative-prompt <text>', 'What the pictures should not show'))
+    .addOption(
+      wholeOption('--resolution <pixels>', "Side of the pictures (default: the run's)", { atLeast: 1 }),
+    )
+    .addOption(wholeOption('--threads <n>', 'Processors to use (default: all)', { atLeast: 1 }))
+    .addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
+  return command.action(async () => {
+    requireFlags(command, ['prompt', 'outputDir'], EXAMPLE);
+    const listener = progressListener(terminal.err);
+    const paths = await interruptible(
+      (message) => listener({ kind: 'warning', message }),
+      'Stopping after this step',
+      (signal) => generate({ ...generateOptions(command.opts()), onEvent: listener, signal }),
+    );
+    terminal.out.write(paths.map((path) => `${path}\n`).join(''));
+  });
+}
+
+/** Flags whose name is not that of the option it sets. */
+const optionNames: Readonly<Record<string, keyof GenerateOptions>> = {
+  pretrainedModelNameOrPath: 'model',
+  outputDir: 'output',
+  prompt: 'prompts',
+};
+
+function generateOptions(flags: Readonly<Record<string, unknown>>): GenerateOptions {
+  const named = Object.entries(flags).map(([flag, value]) => [optionNames[flag] ?? flag, value] as const);
+  return Object.fromEntries(named) as unknown as GenerateOptions;
+}

@@ -1,0 +1,213 @@
+import { personaliseDefaults, presets } from '../workflows/personalisation-settings.js';
+import type { PersonaliseOptions } from '../workflows/personalise.js';
+import { type CommandFactory, createCommand, requireFlags } from './command.js';
+import { interruptible } from './interrupt.js';
+import {
+  choiceOption,
+  fixedOption,
+  numberOption,
+  repeatedOption,
+  switchOptions,
+  textOption,
+  wholeOption,
+} from './option.js';
+import { progressListener } from './progress.js';
+
+type Personalise = (options: PersonaliseOptions) => Promise<{ readonly run: string }>;
+
+const EXAMPLE = 'portrayal train --images photos/ --prompt "a photo of sks backpack" --output runs/backpack';
+
+/** Flags whose name is not that of the option it sets. */
+const optionNames: Readonly<Record<string, keyof PersonaliseOptions>> = {
+  pretrainedModelNameOrPath: 'model',
+  instanceDataDir: 'images',
+  outputDir: 'output',
+  maxTrainSteps: 'steps',
+  validationPrompt: 'validationPrompts',
+};
+
+/** Flags that are accepted for the sake of diffusers' command lines and set nothing. */
+const withoutEffect = ['mixedPrecision', 'reportTo'];
+
+const startPersonalise: Personalise = async (options) =>
+  (await import('../workflows/personalise.js')).personalise(options);
+
+/** `portrayal train`: its flags are those of diffusers' DreamBooth script, with shorter names for the frequent ones. */
+export const trainCommand: CommandFactory = (terminal) => createTrainCommand(terminal, startPersonalise);
+
+/** @param personalise is called with what the flags say */
+export function createTrainCommand(
+  terminal: Parameters<CommandFactory>[0],
+  personalise: Personalise,
+): ReturnType<CommandFactory> {
+  const command = createCommand('train', terminal).usage('--images DIR --prompt TEXT --output DIR [FLAGS]');
+  const d = personaliseDefaults;
+  const add = (group: string, options: Parameters<typeof command.addOption>[0][]) => {
+    for (const option of options) command.addOption(option.helpGroup(group));
+  };
+  add('The subject:', [
+    textOption('--images, --instance-data-dir <path...>', 'Folder of three to six photographs, or the files'),
+    textOption(
+      '--prompt, --instance-prompt <text>',
+      'Names the subject by a rare word: "a photo of sks backpack"',
+    ),
+    textOption('--class-prompt <text>', 'The same without the rare word (default: found from --prompt)'),
+  ]);
+  add('The model and the run:', [
+    textOption(
+      '--model, --pretrained-model-name-or-path <dir>',
+      'Diffusers model folder (default: the shipped base)',
+    ),
+    textOption('--output, --output-dir <dir>', 'Run folder to write'),
+    textOption(
+      '--resume-from-checkpoint <checkpoint>',
+      'Go on with a stopped run: "latest", or a checkpoint of this run',
+    ),
+    wholeOption('--checkpointing-steps <n>', `Save every n steps (default: ${d.checkpointingSteps})`, {
+      atLeast: 1,
+    }),
+    wholeOption('--checkpoints-total-limit <n>', 'Keep only the n newest checkpoints (default: all)', {
+      atLeast: 1,
+    }),
+    wholeOption('--threads <n>', 'Processors to use (default: all)', { atLeast: 1 }),
+  ]);
+  add('The method:', [
+    choiceOption('--method <name>', `dpg or dreambooth (default: ${d.method})`, ['dpg', 'dreambooth']),
+    choiceOption('--reward <name>', `What dpg is rewarded for (default: ${d.reward})`, ['look-forward']),
+    choiceOption('--preset <name>', 'official: the settings of the published run', Object.keys(presets)),
+    numberOption('--gamma <x>', `Discount of the reward per timestep (default: ${d.gamma})`, {
+      above: 0,
+      atMost: 1,
+    }),
+    numberOption('--critic-learning-rate <x>', `Of the critic's SGD (default: ${d.criticLearningRate})`, {
+      atLeast: 0,
+    }),
+    numberOption('--snr-gamma <x>', 'Min-SNR weighting, for dreambooth (default: none)', { above: 0 }),
+    ...switchOptions(
+      '--with-prior-preservation',
+      `Keep the class as it is (default: ${onOff(d.withPriorPreservation)})`,
+    ),
+    numberOption('--prior-loss-weight <x>', `Weight of the class pictures (default: ${d.priorLossWeight})`, {
+      atLeast: 0,
+    }),
+    wholeOption('--num-class-images <n>', `Pictures of the class to draw (default: ${d.numClassImages})`, {
+      atLeast: 1,
+    }),
+    textOption('--class-data-dir <dir>', 'Where class pictures are kept (default: in the run folder)'),
+  ]);
+  add('What learns:', [
+    wholeOption('--rank <n>', `Rank of the LoRA (default: ${d.rank})`, { atLeast: 1 }),
+    numberOption('--lora-alpha <x>', 'Scale of the LoRA, times 1 / rank (default: the rank)', { above: 0 }),
+    ...switchOptions(
+      '--train-text-encoder',
+      `A LoRA on the text encoder too (default: ${onOff(d.trainTextEncoder)})`,
+    ),
+    ...switchOptions(
+      '--use-ema',
+      `Keep the average of the weights over the steps (default: ${onOff(d.useEma)})`,
+    ),
+    numberOption('--ema-decay <x>', `Decay of that average (default: ${d.emaDecay})`, {
+      atLeast: 0,
+      below: 1,
+    }),
+  ]);
+  add('Training:', [
+    wholeOption('--steps, --max-train-steps <n>', `Training steps (default: ${d.steps})`, { atLeast: 1 }),
+    numberOption('--learning-rate <x>', `Of AdamW, at its highest (default: ${d.learningRate})`, {
+      above: 0,
+    }),
+    choiceOption('--lr-scheduler <name>', `constant, linear or cosine (default: ${d.lrScheduler})`, [
+      'constant',
+      'linear',
+      'cosine',
+    ]),
+    wholeOption('--lr-warmup-steps <n>', `Steps until the full rate (default: ${d.lrWarmupSteps})`, {
+      atLeast: 0,
+    }),
+    wholeOption('--train-batch-size <n>', `Photographs a step (default: ${d.trainBatchSize})`, {
+      atLeast: 1,
+    }),
+    wholeOption(
+      '--gradient-accumulation-steps <n>',
+      `Batches a step (default: ${d.gradientAccumulationSteps})`,
+      { atLeast: 1 },
+    ),
+    ...switchOptions(
+      '--gradient-checkpointing',
+      `Less memory, more time (default: ${onOff(d.gradientCheckpointing)})`,
+    ),
+    wholeOption('--resolution <pixels>', "Side of the pictures (default: the model's)", { atLeast: 1 }),
+    ...switchOptions(
+      '--center-crop',
+      `The middle square; otherwise a random one (default: ${onOff(d.centerCrop)})`,
+    ),
+    ...switchOptions('--random-flip', `Mirror half of the pictures (default: ${onOff(d.randomFlip)})`),
+    wholeOption('--seed <n>', `The same seed gives the same run (default: ${d.seed})`, { atLeast: 0 }),
+    numberOption('--adam-beta1 <x>', `AdamW: decay of the mean gradient (default: ${d.adamBeta1})`, {
+      atLeast: 0,
+      below: 1,
+    }),
+    numberOption('--adam-beta2 <x>', `AdamW: decay of its square (default: ${d.adamBeta2})`, {
+      atLeast: 0,
+      below: 1,
+    }),
+    numberOption(
+      '--adam-weight-decay <x>',
+      `AdamW: pull of the weights to zero (default: ${d.adamWeightDecay})`,
+      { atLeast: 0 },
+    ),
+    numberOption('--adam-epsilon <x>', `AdamW: least denominator (default: ${d.adamEpsilon})`, { above: 0 }),
+    numberOption('--max-grad-norm <x>', `Gradients are clipped to this norm (default: ${d.maxGradNorm})`, {
+      above: 0,
+    }),
+  ]);
+  add('Pictures before and after:', [
+    repeatedOption(
+      '--validation-prompt <text>',
+      'What to draw; may be given several times (default: the subject in six scenes)',
+    ),
+    wholeOption('--num-validation-images <n>', `Pictures a prompt (default: ${d.numValidationImages})`, {
+      atLeast: 1,
+    }),
+    wholeOption('--sampling-steps <n>', `Steps of the sampler (default: ${d.samplingSteps})`, { atLeast: 1 }),
+    numberOption(
+      '--guidance-scale <x>',
+      `Classifier-free guidance; 1 is none (default: ${d.guidanceScale})`,
+      { atLeast: 0 },
+    ),
+  ]);
+  command.addOption(fixedOption('--mixed-precision <kind>', 'no', 'Training is done in 32-bit floats.'));
+  command.addOption(
+    fixedOption(
+      '--report-to <service>',
+      'none',
+      'Nothing is sent anywhere: metrics.jsonl and report.html are in the run folder.',
+    ),
+  );
+  command.addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
+  return command.action(async () => {
+    requireFlags(command, ['instanceDataDir', 'instancePrompt', 'outputDir'], EXAMPLE);
+    const listener = progressListener(terminal.err);
+    const { run } = await interruptible(
+      (message) => listener({ kind: 'warning', message }),
+      'Finishing this step, then saving',
+      (signal) => personalise({ ...personaliseOptions(command.opts()), onEvent: listener, signal }),
+    );
+    terminal.err.write(`Draw with it:\n  portrayal generate --run ${run} --prompt "…" --output pictures/\n`);
+  });
+}
+
+function onOff(value: boolean): string {
+  return value ? 'on' : 'off';
+}
+
+/** What the flags say, in the words of the library. */
+function personaliseOptions(flags: Readonly<Record<string, unknown>>): PersonaliseOptions {
+  const named = Object.entries(flags)
+    .filter(([flag]) => !withoutEffect.includes(flag))
+    .map(([flag, value]) => [optionNames[flag] ?? flag, value] as const);
+  const options: Partial<Record<keyof PersonaliseOptions, unknown>> = Object.fromEntries(named);
+  // A single path may be a folder; several are files.
+  const images = options.images as readonly string[];
+  return { ...options, images: images.length === 1 ? images[0] : images } as PersonaliseOptions;
+}

@@ -1,0 +1,279 @@
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { crossEntropy } from '../algorithms/classification.js';
+import type { Labels } from '../data/world/example.js';
+import { type RenderedExample, renderExamples } from '../data/world/render.js';
+import { SCENES } from '../data/world/scenes.js';
+import { COLOUR_NAMES, NOUNS } from '../data/world/subject.js';
+import type { Engine, Program } from '../engine/engine.js';
+import { ModelError } from '../errors.js';
+import { writeFileAtomic } from '../formats/atomic-file.js';
+import { type Json, parseConfig } from '../formats/json-config.js';
+import { readConfigFile } from '../formats/json-config-file.js';
+import { openSafetensors, writeSafetensorsFile } from '../formats/safetensors-file.js';
+import {
+  readWorldClassifierConfig,
+  type WorldClassifierConfig,
+  worldClassifier,
+} from '../models/world-classifier.js';
+import { InputParameters, Scope } from '../nn/parameters.js';
+import { add } from '../onnx/elementwise.js';
+import { Graph } from '../onnx/graph.js';
+import { argMax } from '../onnx/reduction.js';
+import { weightSource } from '../pretrained/weights.js';
+import { encodeHalf } from '../tensor/half.js';
+import { Random } from '../tensor/random.js';
+import { float32, int64, type Tensor, tensor } from '../tensor/tensor.js';
+import type { TrainingEvent } from '../training/events.js';
+import { trainFully } from '../training/full-training.js';
+import { Augmentation } from './augmentation.js';
+
+const RESOLUTION = 64;
+const CONFIG_FILE = 'config.json';
+const WEIGHTS_FILE = 'model.safetensors';
+
+const CONFIG: Json = {
+  _class_name: 'WorldClassifier',
+  block_out_channels: [20, 40, 64, 96],
+  hidden_size: 96,
+  norm_num_groups: 4,
+  num_colours: COLOUR_NAMES.length,
+  num_nouns: NOUNS.length,
+  num_scenes: SCENES.length,
+  resolution: RESOLUTION,
+};
+
+/** The questions, in the order in which answers are listed. */
+export const QUESTIONS = ['noun', 'scene', 'colour'] as const satisfies readonly (keyof Labels)[];
+export type Question = (typeof QUESTIONS)[number];
+
+/** The names of the answers to each question, by label. */
+export const ANSWERS: Readonly<Record<Question, readonly string[]>> = {
+  noun: NOUNS,
+  scene: SCENES.map((scene) => scene.name),
+  colour: COLOUR_NAMES,
+};
+
+/** The folder of the classifier that ships. */
+export function shippedWorldClassifier(): string {
+  return fileURLToPath(new URL('../../../models/world-classifier', import.meta.url));
+}
+
+/** Judges pictures of the synthetic world: which noun they show, where, and in which main colour. It is no part of the models that it judges. */
+export class WorldClassifier {
+  readonly resolution: number;
+  readonly #program: Program;
+  readonly #batchSize: number;
+
+  private constructor(program: Program, resolution: number, batchSize: number) {
+    this.#program = program;
+    this.resolution = resolution;
+    this.#batchSize = batchSize;
+  }
+
+  /**
+   * @param batchSize how many pictures are judged at once; makes no difference to the answers.
+   * @throws ModelError when the folder holds no classifier of this world.
+   */
+  static async open(
+    engine: Engine,
+    folder: string = shippedWorldClassifier(),
+    batchSize = 50,
+  ): Promise<WorldClassifier> {
+    const config = readWorldClassifierConfig(await readConfigFile(join(folder, CONFIG_FILE)));
+    requireThisWorld(config, folder);
+    const file = await openSafetensors(join(folder, WEIGHTS_FILE));
+    const weights = new Map([...file.entries.values()].map((entry) => [entry.name, { file, entry }]));
+    const graph = new Graph('world classifier');
+    const { resolution } = config;
+    const logits = worldClassifier(
+      new Scope(weightSource(graph, { component: 'world_classifier', folder, weights })),
+      config,
+      graph.input('pixels', 'float32', [batchSize, 3, resolution, resolution]),
+    );
+    for (const question of QUESTIONS) graph.output(question, argMax(logits[question], 1));
+    return new WorldClassifier(await engine.compile(graph), resolution, batchSize);
+  }
+
+  /** Answers for pictures of RGB bytes [R, R, 3], in their order. */
+  async classify(pictures: readonly Uint8Array[]): Promise<Labels[]> {
+    const size = 3 * this.resolution ** 2;
+    const wrong = pictures.find((picture) => picture.length !== size);
+    if (wrong)
+      throw new RangeError(
+        `internal: the classifier takes pictures of ${size} bytes ([${this.resolution}, ${this.resolution}, 3]), got ${wrong.length}`,
+      );
+    const labels: Labels[] = [];
+    for (let start = 0; start < pictures.length; start += this.#batchSize) {
+      const some = pictures.slice(start, start + this.#batchSize);
+      const pixels = new Float32Array(this.#batchSize * size);
+      some.forEach((picture, b) => {
+        planes(picture, pixels.subarray(b * size, (b + 1) * size));
+      });
+      const shape = [this.#batchSize, 3, this.resolution, this.resolution];
+      const found = await this.#program.run({ pixels: float32(shape, pixels) });
+      const answer = (question: Question, i: number) => Number(found[question]!.data[i]);
+      some.forEach((_, i) => {
+        labels.push({ noun: answer('noun', i), scene: answer('scene', i), colour: answer('colour', i) });
+      });
+    }
+    return labels;
+  }
+
+  async release(): Promise<void> {
+    await this.#program.release();
+  }
+}
+
+function requireThisWorld(config: WorldClassifierConfig, folder: string): void {
+  const { nouns, scenes, colours } = config;
+  if (nouns !== NOUNS.length || scenes !== SCENES.length || colours !== COLOUR_NAMES.length)
+    throw new ModelError(
+      `${join(folder, CONFIG_FILE)} tells ${nouns} nouns, ${scenes} scenes and ${colours} colours apart, but the world has ` +
+        `${NOUNS.length}, ${SCENES.length} and ${COLOUR_NAMES.length}. It was trained for another version; train it again.`,
+    );
+}
+
+/** RGB bytes [R, R, 3] to [3, R, R] in [-1, 1]. */
+function planes(picture: Uint8Array, into: Float32Array): void {
+  const plane = picture.length / 3;
+  for (let i = 0; i < plane; i++) {
+    for (let c = 0; c < 3; c++) into[c * plane + i] = picture[3 * i + c]! / 127.5 - 1;
+  }
+}
+
+/** How often each answer to a question was given for each truth. */
+export interface Tally {
+  readonly right: number;
+  readonly total: number;
+  /** [truth][answer] */
+  readonly confusion: readonly (readonly number[])[];
+}
+
+/** Compares answers with the truth, question by question. */
+export function tally(truth: readonly Labels[], found: readonly Labels[]): Record<Question, Tally> {
+  const count = (question: Question): Tally => {
+    const confusion = ANSWERS[question].map(() => ANSWERS[question].map(() => 0));
+    truth.forEach((labels, i) => {
+      confusion[labels[question]]![found[i]![question]]!++;
+    });
+    return {
+      right: confusion.reduce((sum, row, label) => sum + row[label]!, 0),
+      total: truth.length,
+      confusion,
+    };
+  };
+  return { noun: count('noun'), scene: count('scene'), colour: count('colour') };
+}
+
+export interface WorldClassifierTraining {
+  /** Becomes the classifier's folder. */
+  readonly output: string;
+  /** Where the training state is kept. */
+  readonly work: string;
+  readonly engine: Engine;
+  readonly seed: number;
+  /** How many pictures of each scene to draw. */
+  readonly examplesPerScene: number;
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly checkpointingSteps: number;
+  readonly onEvent?: (event: TrainingEvent) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** How the classifier that ships was trained. */
+export const worldClassifierDefaults = {
+  seed: 1,
+  examplesPerScene: 480,
+  steps: 4000,
+  batchSize: 32,
+  checkpointingSteps: 250,
+} as const satisfies Partial<WorldClassifierTraining>;
+
+/**
+ * Trains the classifier from nothing on drawings of the world, all scenes alike often, and writes its folder with half-precision weights. Everything follows from
+ * the seed; stopped at any moment, the same call goes on where the last saved state left off.
+ */
+export async function trainWorldClassifier(options: WorldClassifierTraining): Promise<void> {
+  const { output, work, engine, seed, batchSize: b, onEvent, signal } = options;
+  const config = readWorldClassifierConfig(parseConfig(JSON.stringify(CONFIG), CONFIG_FILE));
+  const examples = await drawExamples(options);
+  const graph = new Graph('world classifier');
+  const parameters = new InputParameters(graph);
+  const shape = [b, 3, RESOLUTION, RESOLUTION];
+  const logits = worldClassifier(new Scope(parameters), config, graph.input('pixels', 'float32', shape));
+  const losses = QUESTIONS.map((question) =>
+    crossEntropy(logits[question], graph.input(question, 'int64', [b])),
+  );
+  const augmentation = new Augmentation(RESOLUTION, new Random(seed, 'grain'));
+  await mkdir(work, { recursive: true });
+  const trained = await trainFully(
+    {
+      name: 'world-classifier',
+      graph,
+      loss: losses.reduce((sum, loss) => add(sum, loss)),
+      parameters: [parameters],
+      batch: (step) => {
+        const random = new Random(seed, 'world classifier', step);
+        const drawn = Array.from({ length: b }, () => random.pick(examples));
+        const pixels = new Float32Array(b * 3 * RESOLUTION ** 2);
+        const size = pixels.length / b;
+        drawn.forEach(({ pixels: picture }, i) => {
+          const into = pixels.subarray(i * size, (i + 1) * size);
+          planes(picture, into);
+          augmentation.apply(into, random);
+        });
+        const labels = (question: Question) =>
+          int64(
+            [b],
+            drawn.map((example) => example.labels[question]),
+          );
+        return {
+          pixels: float32(shape, pixels),
+          noun: labels('noun'),
+          scene: labels('scene'),
+          colour: labels('colour'),
+        };
+      },
+      steps: options.steps,
+      learningRate: 3e-3,
+      warmupSteps: 50,
+      maxEmaDecay: 0.995,
+    },
+    {
+      engine,
+      folder: work,
+      random: new Random(seed, 'initial'),
+      checkpointingSteps: options.checkpointingSteps,
+      ...(onEvent ? { onEvent } : {}),
+      ...(signal ? { signal } : {}),
+    },
+  );
+  await saveWorldClassifier(output, trained);
+}
+
+async function saveWorldClassifier(folder: string, weights: ReadonlyMap<string, Tensor>): Promise<void> {
+  const halves = [...weights].map(
+    ([name, t]) => [name, tensor('float16', t.shape, encodeHalf(t.data as Float32Array))] as const,
+  );
+  await mkdir(folder, { recursive: true });
+  await writeSafetensorsFile(join(folder, WEIGHTS_FILE), new Map(halves));
+  await writeFileAtomic(join(folder, CONFIG_FILE), `${JSON.stringify(CONFIG, null, 2)}\n`);
+}
+
+async function drawExamples(options: WorldClassifierTraining): Promise<RenderedExample[]> {
+  const { seed, examplesPerScene: count, onEvent } = options;
+  const examples: RenderedExample[] = [];
+  for (const [i, { name: scene }] of SCENES.entries()) {
+    examples.push(...(await renderExamples(seed, i * count, count, RESOLUTION, { scene })));
+    onEvent?.({
+      kind: 'stage',
+      name: 'drawing the world',
+      done: examples.length,
+      total: count * SCENES.length,
+    });
+  }
+  return examples;
+}

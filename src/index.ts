@@ -1,0 +1,50 @@
+/**
+ * The public API.
+ *
+ * - {@link personalise} teaches a model one subject and writes a run folder.
+ * - {@link generate} draws pictures with a run, or with a plain model, into files.
+ * - {@link StableDiffusion} opens a model folder; with an engine, {@link TextToImage} draws from it in memory.
+ * - Everything that a caller can mend is thrown as a {@link PortrayalError}; {@link TrainingEvent} is what a listener hears.
+ */
+export type { Engine } from './engine/engine.js';
+export { createNodeEngine, type NodeEngineOptions } from './engine/node.js';
+export {
+  CancelledError,
+  DivergedError,
+  EngineError,
+  InputError,
+  ModelError,
+  OutputError,
+  PortrayalError,
+  RunError,
+  UsageError,
+} from './errors.js';
+export { StableDiffusion } from './pretrained/stable-diffusion.js';
+export {
+  type DrawingRequest,
+  type DrawnImage,
+  type DrawOptions,
+  TextToImage,
+  type TextToImageOptions,
+} from './pretrained/text-to-image.js';
+export type {
+  CheckpointEvent,
+  FinishedEvent,
+  ProgressEvent,
+  SamplesEvent,
+  StageEvent,
+  StartedEvent,
+  StoppedEvent,
+  TrainingEvent,
+  TrainingListener,
+  WarningEvent,
+} from './training/events.js';
+export { type GenerateOptions, generate } from './workflows/generate.js';
+export {
+  type PersonaliseSettings,
+  type PresetName,
+  personaliseDefaults,
+  presets,
+} from './workflows/personalisation-settings.js';
+export { type PersonaliseOptions, type PersonaliseResult, personalise } from './workflows/personalise.js';
+export { shippedModelPath } from './workflows/shipped.js';

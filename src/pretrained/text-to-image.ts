@@ -1,0 +1,187 @@
+import { sampleDdim } from '../diffusion/ddim.js';
+import { withGuidance } from '../diffusion/guidance.js';
+import type { Engine, Program, State } from '../engine/engine.js';
+import { CancelledError } from '../errors.js';
+import { div } from '../onnx/elementwise.js';
+import { Graph } from '../onnx/graph.js';
+import { Random } from '../tensor/random.js';
+import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
+import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
+
+export interface TextToImageOptions {
+  /** Side of the pictures in pixels; the model's own by default. */
+  readonly resolution?: number;
+  /** Pictures drawn at once. Default 4. */
+  readonly batchSize?: number;
+  /** Read low-rank factors of this shape from the state given to `draw`. */
+  readonly lora?: LoraSettings;
+}
+
+export interface DrawingRequest {
+  readonly prompt: string;
+  /** The same seed, prompt and settings give the same picture. */
+  readonly seed: number;
+}
+
+export interface DrawOptions {
+  /** Sampler steps. Default 30. */
+  readonly steps?: number;
+  /** Classifier-free guidance; 1 is none. Default 7.5. */
+  readonly guidanceScale?: number;
+  /** What guidance leads away from. Default: the empty prompt. */
+  readonly negativePrompt?: string;
+  /** Holds the low-rank factors, when the drawer was made with a LoRA. */
+  readonly state?: State;
+  /** Called as work is done, with sampler steps done and in all. */
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** A picture as bytes, [R, R, 3] row by row. */
+export interface DrawnImage {
+  readonly width: number;
+  readonly height: number;
+  readonly pixels: Uint8Array;
+}
+
+/** Draws pictures from prompts with the DDIM sampler and classifier-free guidance. Its programs are compiled once. */
+export class TextToImage {
+  private constructor(
+    private readonly model: StableDiffusion,
+    private readonly shape: readonly [number, number, number],
+    /** Pictures drawn at once. */
+    readonly batch: number,
+    private readonly textProgram: Program,
+    private readonly denoiseProgram: Program,
+    private readonly decodeProgram: Program,
+  ) {}
+
+  static async create(
+    model: StableDiffusion,
+    engine: Engine,
+    options: TextToImageOptions = {},
+  ): Promise<TextToImage> {
+    const { resolution = model.resolution, batchSize = 4, lora } = options;
+    const shape = model.latentShape(resolution);
+    const length = model.tokenizer.maxLength;
+
+    const text = new Graph('text_encoder');
+    text.output(
+      'condition',
+      model.textEncoder(text, text.input('tokens', 'int64', [1, length]), lora).result,
+    );
+
+    const denoise = new Graph('denoiser');
+    const doubled = 2 * batchSize;
+    const inputs = {
+      sample: denoise.input('sample', 'float32', [doubled, ...shape]),
+      timestep: denoise.input('timestep', 'int64', [doubled]),
+      encoderHiddenStates: denoise.input('condition', 'float32', [
+        doubled,
+        length,
+        model.textConfig.hiddenSize,
+      ]),
+    };
+    denoise.output('prediction', model.denoiser(denoise, inputs, { lora }).result);
+
+    const decode = new Graph('decoder');
+    const latents = decode.input('latents', 'float32', [batchSize, ...shape]);
+    decode.output('pixels', model.decoder(decode, div(latents, model.vaeConfig.scalingFactor)));
+
+    return new TextToImage(
+      model,
+      shape,
+      batchSize,
+      await engine.compile(text),
+      await engine.compile(denoise),
+      await engine.compile(decode),
+    );
+  }
+
+  /**
+   * One picture for each request, in their order.
+   *
+   * @throws CancelledError when the signal is raised, between two sampler steps.
+   */
+  async draw(requests: readonly DrawingRequest[], options: DrawOptions = {}): Promise<DrawnImage[]> {
+    const { steps = 30, onProgress } = options;
+    const total = Math.ceil(requests.length / this.batch) * steps;
+    const images: DrawnImage[] = [];
+    for (let start = 0; start < requests.length; start += this.batch) {
+      const batch = requests.slice(start, start + this.batch);
+      const before = (start / this.batch) * steps;
+      const drawn = await this.#drawBatch(batch, options, (done) => onProgress?.(before + done, total));
+      images.push(...drawn);
+    }
+    return images;
+  }
+
+  /** The text condition of a prompt, [1, S, D]. */
+  async condition(prompt: string, state?: State): Promise<Tensor<'float32'>> {
+    const { ids } = this.model.tokenize(prompt);
+    const { condition } = await this.textProgram.run({ tokens: int64([1, ids.length], ids) }, state);
+    return condition as Tensor<'float32'>;
+  }
+
+  async release(): Promise<void> {
+    for (const program of [this.textProgram, this.denoiseProgram, this.decodeProgram])
+      await program.release();
+  }
+
+  async #drawBatch(
+    requests: readonly DrawingRequest[],
+    options: DrawOptions,
+    onStep: (done: number) => void,
+  ): Promise<DrawnImage[]> {
+    const { steps = 30, guidanceScale = 7.5, negativePrompt = '', state, signal } = options;
+    // A last batch that is not full repeats its first request; the programs have one shape.
+    const filled = Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
+    const prompts = [...filled.map(() => negativePrompt), ...filled.map((r) => r.prompt)];
+    const known = new Map<string, Tensor<'float32'>>();
+    for (const prompt of new Set(prompts)) known.set(prompt, await this.condition(prompt, state));
+    const condition = stack(prompts.map((p) => known.get(p)!));
+    const noise = stack(filled.map(({ seed }) => new Random(seed, 'latents').normals([1, ...this.shape])));
+    const doubled = 2 * this.batch;
+    const denoise = async (sample: Tensor<'float32'>, t: number) => {
+      if (signal?.aborted) throw new CancelledError('Stopped while drawing.');
+      const timestep = int64([doubled], new Array<number>(doubled).fill(t));
+      const { prediction } = await this.denoiseProgram.run({ sample, timestep, condition }, state);
+      return prediction as Tensor<'float32'>;
+    };
+    const { schedule, ddim } = this.model.scheduler;
+    const latents = await sampleDdim(schedule, ddim, {
+      steps,
+      denoise: withGuidance(denoise, guidanceScale),
+      noise,
+      onStep,
+    });
+    const { pixels } = await this.decodeProgram.run({ latents });
+    return requests.map((_, i) => imageFrom(pixels as Tensor<'float32'>, i));
+  }
+}
+
+/** Tensors [1, ...] one after the other: [N, ...]. */
+function stack(parts: readonly Tensor<'float32'>[]): Tensor<'float32'> {
+  const shape = [parts.length, ...parts[0]!.shape.slice(1)];
+  const all = new Float32Array(elementCount(shape));
+  const size = all.length / parts.length;
+  parts.forEach((p, i) => {
+    all.set(p.data, i * size);
+  });
+  return float32(shape, all);
+}
+
+/** Picture i of a batch [B, 3, H, W] in [-1, 1] as bytes, channels last. */
+function imageFrom(batch: Tensor<'float32'>, i: number): DrawnImage {
+  const [, channels, height, width] = batch.shape as [number, number, number, number];
+  const plane = height * width;
+  const pixels = new Uint8Array(channels * plane);
+  const from = i * channels * plane;
+  for (let p = 0; p < plane; p++) {
+    for (let c = 0; c < channels; c++) {
+      const value = (batch.data[from + c * plane + p]! / 2 + 0.5) * 255;
+      pixels[p * channels + c] = Math.max(0, Math.min(255, Math.round(value)));
+    }
+  }
+  return { width, height, pixels };
+}

@@ -1,0 +1,157 @@
+import { Critic } from '../algorithms/critic.js';
+import { dpgLookForward } from '../algorithms/dpg.js';
+import { dreambooth } from '../algorithms/dreambooth.js';
+import type { Batch, Objective } from '../algorithms/objective.js';
+import { gradients } from '../autodiff/gradient.js';
+import { coefficients, noisySample, predictionTarget } from '../diffusion/look-forward.js';
+import { add, div, exp, mul } from '../onnx/elementwise.js';
+import { Graph, type Value } from '../onnx/graph.js';
+import { clipByGlobalNorm } from '../optim/clipping.js';
+import { ema } from '../optim/ema.js';
+import type { Optimizer } from '../optim/optimizer.js';
+import { sgd } from '../optim/sgd.js';
+import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import { type Tensor, zeros } from '../tensor/tensor.js';
+
+/** The objective that the policy descends. */
+export type ObjectiveSettings =
+  | { readonly method: 'dreambooth'; readonly snrGamma?: number }
+  | { readonly method: 'dpg'; readonly gamma: number; readonly criticLearningRate: number };
+
+export interface StepSettings {
+  readonly objective: ObjectiveSettings;
+  readonly priorLossWeight: number;
+  readonly lora: LoraSettings;
+  readonly instances: number;
+  /** Rows of the class in each batch; 0 without prior preservation. */
+  readonly priors: number;
+  readonly resolution: number;
+  readonly gradientAccumulationSteps: number;
+  readonly gradientCheckpointing: boolean;
+  readonly maxGradNorm: number;
+  readonly ema: boolean;
+  readonly optimizer: Optimizer;
+}
+
+/** The graphs of a training step. */
+export interface StepGraphs {
+  /** Forward, loss and backward; without accumulation also the update. */
+  readonly micro: Graph;
+  /** With accumulation, the update from the gradients that the micro steps have summed. */
+  readonly apply: Graph | undefined;
+  /** What `micro` returns besides `loss`. */
+  readonly metrics: readonly string[];
+}
+
+export const criticOptimizer = sgd({ name: 'critic.sgd' });
+
+const accumulatedName = (parameter: string): string => `accumulated.${parameter}`;
+
+/**
+ * Builds the training step of a personalisation.
+ *
+ * Fed at each micro step, with B = instances + priors rows: the posterior of the clean latents (`latents.mean`, `latents.logvar`, as the autoencoder gives them) and
+ * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process, and the text `condition` [B, S, D], or `tokens` [B, S] when
+ * the text encoder learns too. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic, the averages.
+ */
+export function buildStep(model: StableDiffusion, settings: StepSettings): StepGraphs {
+  const { lora, gradientAccumulationSteps: parts } = settings;
+  const graph = new Graph('training_step');
+  const rows = settings.instances + settings.priors;
+  const shape = [rows, ...model.latentShape(settings.resolution)];
+  const { schedule } = model.scheduler;
+
+  const deviation = exp(mul(graph.input('latents.logvar', 'float32', shape), 0.5));
+  const drawn = add(
+    graph.input('latents.mean', 'float32', shape),
+    mul(deviation, graph.input('latents.noise', 'float32', shape)),
+  );
+  const clean = mul(drawn, model.vaeConfig.scalingFactor);
+  const noise = graph.input('noise', 'float32', shape);
+  const timesteps = graph.input('timesteps', 'int64', [rows]);
+  const length = model.tokenizer.maxLength;
+  const text = lora.textEncoder
+    ? model.textEncoder(graph, graph.input('tokens', 'int64', [rows, length]), lora)
+    : undefined;
+  const condition =
+    text?.result ?? graph.input('condition', 'float32', [rows, length, model.textConfig.hiddenSize]);
+
+  const c = coefficients(graph, schedule, timesteps);
+  const noisy = noisySample(clean, noise, c);
+  const denoiser = model.denoiser(
+    graph,
+    { sample: noisy, timestep: timesteps, encoderHiddenStates: condition },
+    { lora, gradientCheckpointing: settings.gradientCheckpointing },
+  );
+  const batch: Batch = {
+    schedule,
+    coefficients: c,
+    instances: settings.instances,
+    timesteps,
+    clean,
+    noise,
+    noisy,
+    prediction: denoiser.result,
+    target: predictionTarget(schedule.predictionType, clean, noise, c),
+  };
+  const parameters = [...denoiser.factors.values(), ...(text?.factors.values() ?? [])];
+  const { loss, criticLoss, metrics, critic } = buildObjective(graph, batch, settings);
+  const named = { ...metrics, ...(criticLoss ? { criticLoss } : {}) };
+  graph.output('loss', loss);
+  for (const [name, value] of Object.entries(named)) graph.output(name, value);
+
+  const grads = gradients(loss, parameters);
+  let apply: Graph | undefined;
+  if (parts === 1) {
+    update(graph, parameters, grads, settings);
+  } else {
+    parameters.forEach((p, i) => {
+      const sum = graph.input(accumulatedName(p.name), 'float32', p.shape);
+      graph.update(sum, add(sum, div(grads[i]!, parts)));
+    });
+    apply = new Graph('update');
+    const own = apply;
+    const sums = parameters.map((p) => own.input(accumulatedName(p.name), 'float32', p.shape));
+    const inputs = parameters.map((p) => own.input(p.name, 'float32', p.shape));
+    update(own, inputs, sums, settings);
+    for (const sum of sums) own.update(sum, own.constant(zeros(sum.shape)));
+  }
+  if (critic && criticLoss) {
+    criticOptimizer.update(graph, critic.parameters, gradients(criticLoss, critic.parameters));
+  }
+  return { micro: graph, apply, metrics: Object.keys(named) };
+}
+
+function buildObjective(
+  graph: Graph,
+  batch: Batch,
+  { objective, priorLossWeight }: StepSettings,
+): Objective & { critic?: Critic } {
+  if (objective.method === 'dreambooth') {
+    const { snrGamma } = objective;
+    return dreambooth(batch, { priorLossWeight, ...(snrGamma === undefined ? {} : { snrGamma }) });
+  }
+  const critic = new Critic(graph, batch.clean.shape);
+  return { ...dpgLookForward(batch, critic, { priorLossWeight, gamma: objective.gamma }), critic };
+}
+
+function update(
+  graph: Graph,
+  parameters: readonly Value[],
+  grads: readonly Value[],
+  settings: StepSettings,
+): void {
+  const { clipped, norm } = clipByGlobalNorm(grads, settings.maxGradNorm);
+  settings.optimizer.update(graph, parameters, clipped);
+  if (settings.ema) ema(graph, parameters);
+  graph.output('gradientNorm', norm);
+}
+
+/** The state that `buildStep` adds to the factors' own: sums of gradients, where there are several micro steps. */
+export function accumulatorState(
+  parameters: ReadonlyMap<string, Tensor>,
+  parts: number,
+): Map<string, Tensor> {
+  if (parts === 1) return new Map();
+  return new Map([...parameters].map(([name, t]) => [accumulatedName(name), zeros(t.shape)]));
+}

@@ -1,0 +1,189 @@
+import { UsageError } from '../errors.js';
+import type { ScheduleName } from '../optim/schedule.js';
+
+/** How a model is personalised. Everything but the pictures, the prompt and the output has a default. */
+export interface PersonaliseSettings {
+  /** "dpg": deterministic policy gradient on a reward (arXiv 2407.06642). "dreambooth": the denoising error alone. */
+  readonly method: 'dpg' | 'dreambooth';
+  /** What DPG is rewarded for. */
+  readonly reward: 'look-forward';
+  readonly steps: number;
+  readonly learningRate: number;
+  readonly lrScheduler: ScheduleName;
+  readonly lrWarmupSteps: number;
+  readonly rank: number;
+  /** Low-rank updates are scaled by loraAlpha / rank; the rank by default. */
+  readonly loraAlpha: number;
+  readonly trainTextEncoder: boolean;
+  readonly withPriorPreservation: boolean;
+  readonly priorLossWeight: number;
+  readonly numClassImages: number;
+  readonly trainBatchSize: number;
+  readonly gradientAccumulationSteps: number;
+  readonly gradientCheckpointing: boolean;
+  /** Side in pixels; the model's own by default. */
+  readonly resolution: number | undefined;
+  /** Always the middle square; otherwise a random one at each use. */
+  readonly centerCrop: boolean;
+  readonly randomFlip: boolean;
+  readonly seed: number;
+  readonly adamBeta1: number;
+  readonly adamBeta2: number;
+  readonly adamWeightDecay: number;
+  readonly adamEpsilon: number;
+  readonly maxGradNorm: number;
+  /** Gamma of min-SNR weighting, for DreamBooth. */
+  readonly snrGamma: number | undefined;
+  readonly useEma: boolean;
+  readonly emaDecay: number;
+  /** Discount of the reward per timestep, for DPG. */
+  readonly gamma: number;
+  readonly criticLearningRate: number;
+  readonly checkpointingSteps: number;
+  readonly checkpointsTotalLimit: number | undefined;
+  /** What to draw before and after; scenes around the subject by default. */
+  readonly validationPrompts: readonly string[] | undefined;
+  readonly numValidationImages: number;
+  readonly samplingSteps: number;
+  readonly guidanceScale: number;
+}
+
+/** The defaults. The equations of DPG, its critic and its discount are those of the authors' code; the learning rate suits low-rank updates. */
+export const personaliseDefaults: PersonaliseSettings = {
+  method: 'dpg',
+  reward: 'look-forward',
+  steps: 400,
+  learningRate: 5e-4,
+  lrScheduler: 'constant',
+  lrWarmupSteps: 0,
+  rank: 8,
+  loraAlpha: 8,
+  trainTextEncoder: false,
+  withPriorPreservation: true,
+  priorLossWeight: 1,
+  numClassImages: 16,
+  trainBatchSize: 1,
+  gradientAccumulationSteps: 1,
+  gradientCheckpointing: false,
+  resolution: undefined,
+  centerCrop: true,
+  randomFlip: false,
+  seed: 23,
+  adamBeta1: 0.9,
+  adamBeta2: 0.999,
+  adamWeightDecay: 1e-2,
+  adamEpsilon: 1e-8,
+  maxGradNorm: 1,
+  snrGamma: undefined,
+  useEma: false,
+  emaDecay: 0.999,
+  gamma: 0.9986,
+  criticLearningRate: 0.01,
+  checkpointingSteps: 500,
+  checkpointsTotalLimit: undefined,
+  validationPrompts: undefined,
+  numValidationImages: 2,
+  samplingSteps: 30,
+  guidanceScale: 7.5,
+};
+
+/** Settings that go together under a name. */
+export const presets = {
+  /** The authors' released run: 1000 steps of one picture beside one of its class, 8 class images, seed 23, learning rate 1e-6. */
+  official: {
+    method: 'dpg',
+    reward: 'look-forward',
+    steps: 1000,
+    learningRate: 1e-6,
+    trainBatchSize: 1,
+    withPriorPreservation: true,
+    priorLossWeight: 1,
+    numClassImages: 8,
+    seed: 23,
+    gamma: 0.9986,
+    criticLearningRate: 0.01,
+    adamWeightDecay: 1e-2,
+    maxGradNorm: 1,
+  },
+} as const satisfies Record<string, Partial<PersonaliseSettings>>;
+
+export type PresetName = keyof typeof presets;
+
+/** Completes settings with the preset's and the defaults. @throws UsageError for a value out of range. */
+export function completeSettings(
+  given: Partial<PersonaliseSettings>,
+  preset?: PresetName,
+): PersonaliseSettings {
+  const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
+  const merged: PersonaliseSettings = { ...personaliseDefaults, ...(preset ? presets[preset] : {}), ...own };
+  const settings: PersonaliseSettings = { ...merged, loraAlpha: given.loraAlpha ?? merged.rank };
+  checkRanges(settings);
+  return settings;
+}
+
+type NumberKey = {
+  [K in keyof PersonaliseSettings]-?: PersonaliseSettings[K] extends number | undefined ? K : never;
+}[keyof PersonaliseSettings];
+
+interface Range {
+  readonly keys: readonly NumberKey[];
+  readonly expected: string;
+  readonly holds: (value: number) => boolean;
+}
+
+const ranges: readonly Range[] = [
+  {
+    keys: [
+      'steps',
+      'rank',
+      'numClassImages',
+      'trainBatchSize',
+      'gradientAccumulationSteps',
+      'checkpointingSteps',
+      'checkpointsTotalLimit',
+      'numValidationImages',
+      'samplingSteps',
+    ],
+    expected: 'a whole number of at least 1',
+    holds: (v) => Number.isInteger(v) && v >= 1,
+  },
+  {
+    keys: ['lrWarmupSteps', 'seed'],
+    expected: 'a whole number of at least 0',
+    holds: (v) => Number.isSafeInteger(v) && v >= 0,
+  },
+  {
+    keys: ['learningRate', 'loraAlpha', 'adamEpsilon', 'maxGradNorm', 'snrGamma'],
+    expected: 'a number above 0',
+    holds: (v) => Number.isFinite(v) && v > 0,
+  },
+  {
+    keys: ['priorLossWeight', 'adamWeightDecay', 'criticLearningRate', 'guidanceScale'],
+    expected: 'a number of at least 0',
+    holds: (v) => Number.isFinite(v) && v >= 0,
+  },
+  {
+    keys: ['adamBeta1', 'adamBeta2', 'emaDecay'],
+    expected: 'a number of at least 0 and below 1',
+    holds: (v) => v >= 0 && v < 1,
+  },
+  { keys: ['gamma'], expected: 'a number above 0 and at most 1', holds: (v) => v > 0 && v <= 1 },
+];
+
+const flag = (key: string): string => `--${key.replace(/[A-Z0-9]+/g, (c) => `-${c.toLowerCase()}`)}`;
+
+function checkRanges(settings: PersonaliseSettings): void {
+  for (const { keys, expected, holds } of ranges) {
+    for (const key of keys) {
+      const value = settings[key];
+      if (value !== undefined && !holds(value)) {
+        throw new UsageError(`${flag(key)} ${value}: expected ${expected}.`);
+      }
+    }
+  }
+  if (settings.method === 'dpg' && settings.snrGamma !== undefined) {
+    throw new UsageError(
+      '--snr-gamma weights the DreamBooth loss; DPG has its own discount (--gamma). Leave it out, or use --method dreambooth.',
+    );
+  }
+}

@@ -1,0 +1,160 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { composeGrid, encodePng, encodeThumbnail, type RgbImage } from '../data/image-grid.js';
+import type { SubjectPrompt } from '../data/prompts.js';
+import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
+import { chartsFromMetrics, type ReportImage, renderReport } from '../evaluation/report.js';
+import { formatDuration } from '../training/duration.js';
+import { readMetrics } from '../training/metrics-log.js';
+import { type RunFolder, runFiles } from '../training/run-folder.js';
+import type { PersonaliseSettings } from './personalisation-settings.js';
+
+/** Longer side of a reference picture on the page, in pixels. */
+const THUMBNAIL = 320;
+
+/** One prompt's pictures, drawn from the same noise before and after. */
+export interface PromptSamples {
+  readonly prompt: string;
+  readonly before: readonly RgbImage[];
+  readonly after: readonly RgbImage[];
+}
+
+export interface RunReportInputs {
+  readonly run: RunFolder;
+  readonly subject: SubjectPrompt;
+  readonly settings: PersonaliseSettings;
+  readonly model: string;
+  readonly resolution: number;
+  readonly references: readonly ReferenceImage[];
+  readonly samples: readonly PromptSamples[];
+  readonly trainableParameters: number;
+  readonly seconds: number;
+  readonly notes: readonly string[];
+}
+
+/** All pictures of one time as a grid, a row a prompt. */
+export function sampleGrid(rows: readonly (readonly RgbImage[])[]): Promise<Uint8Array> {
+  const columns = rows[0]?.length ?? 1;
+  return encodePng(composeGrid(rows.flat(), { columns }));
+}
+
+/** Cuts the pictures of a grid that `sampleGrid` wrote out of it again. */
+export async function readSampleGrid(path: string, rows: number, columns: number): Promise<RgbImage[][]> {
+  const { images } = await readReferenceImages([path], { resolution: 1, smallestSide: 1 });
+  const [grid] = images;
+  if (!grid) throw new Error(`internal: no grid at ${path}`);
+  const gap = 4;
+  const side = Math.round((grid.width - gap) / columns) - gap;
+  return Array.from({ length: rows }, (_, r) =>
+    Array.from({ length: columns }, (_, c) =>
+      cut(grid, gap + c * (side + gap), gap + r * (side + gap), side),
+    ),
+  );
+}
+
+function cut(from: RgbImage, left: number, top: number, side: number): RgbImage {
+  const pixels = new Uint8Array(3 * side * side);
+  for (let y = 0; y < side; y++) {
+    const start = 3 * ((top + y) * from.width + left);
+    pixels.set(from.pixels.subarray(start, start + 3 * side), 3 * y * side);
+  }
+  return { width: side, height: side, pixels };
+}
+
+async function pictureFor(image: RgbImage, alt: string): Promise<ReportImage> {
+  const { width, height } = image;
+  return { bytes: await encodePng(image), width, height, alt };
+}
+
+async function thumbnailFor(image: ReferenceImage, alt: string): Promise<ReportImage> {
+  const scale = Math.min(1, THUMBNAIL / Math.max(image.width, image.height));
+  return {
+    bytes: await encodeThumbnail(image, THUMBNAIL),
+    width: Math.round(image.width * scale),
+    height: Math.round(image.height * scale),
+    alt,
+  };
+}
+
+const methodNames = { dpg: 'DPG with the look-forward reward', dreambooth: 'DreamBooth' } as const;
+
+/** Writes the report of a finished run into its folder; gives its path. */
+export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
+  const { run, subject, settings, references, samples } = inputs;
+  const metrics = await readMetrics(join(run.path, runFiles.metrics));
+  const timings = await readMetrics(join(run.path, runFiles.timings));
+  const seconds = timings.map((t) => Number(t.seconds)).sort((a, b) => a - b);
+  const version = await packageVersion();
+  const name = `${subject.token} ${subject.className}`;
+  const comparisons = await Promise.all(
+    samples.map(async ({ prompt, before, after }) => ({
+      prompt,
+      before: await Promise.all(before.map((i) => pictureFor(i, `${prompt}, by the base model`))),
+      after: await Promise.all(after.map((i) => pictureFor(i, `${prompt}, after training`))),
+    })),
+  );
+  const html = renderReport({
+    title: name,
+    summary: `"${subject.token}" was taught to a text-to-image model from ${references.length} pictures of one ${subject.className}, in ${settings.steps} steps.`,
+    method: methodNames[settings.method],
+    token: subject.token,
+    figures: [
+      { label: 'Pictures', value: String(references.length) },
+      {
+        label: 'Steps',
+        value: String(settings.steps),
+        note: `batch ${settings.trainBatchSize}${settings.withPriorPreservation ? ` + ${settings.trainBatchSize} of the class` : ''}`,
+      },
+      { label: 'Trained parameters', value: inputs.trainableParameters.toLocaleString('en') },
+      { label: 'Time', value: formatDuration(inputs.seconds) },
+    ],
+    references: await Promise.all(references.map((r, i) => thumbnailFor(r, `Reference picture ${i + 1}`))),
+    comparisons,
+    charts: chartsFromMetrics(metrics),
+    usages: [
+      {
+        title: 'diffusers',
+        file: runFiles.lora,
+        code: `pipe.load_lora_weights("${run.path}", weight_name="${runFiles.lora}")`,
+      },
+      {
+        title: 'ComfyUI, AUTOMATIC1111, Forge',
+        file: runFiles.kohyaLora,
+        code: `cp ${join(run.path, runFiles.kohyaLora)} <your tool>/models/loras/`,
+      },
+      {
+        title: 'portrayal',
+        file: run.path,
+        code: `npx portrayal generate --run ${run.path} --prompt "a ${name} on the beach" --num-images 4 --output out/`,
+      },
+    ],
+    settings: [
+      {
+        title: 'Settings',
+        rows: [
+          ['model', inputs.model],
+          ['instance prompt', subject.instancePrompt],
+          ['class prompt', subject.classPrompt],
+          ['resolution', `${inputs.resolution} px`],
+          ...Object.entries(settings)
+            .filter(([, value]) => value !== undefined && !Array.isArray(value))
+            .map(([key, value]): [string, string] => [words(key), String(value)]),
+        ],
+      },
+    ],
+    timing: [
+      ['whole run', formatDuration(inputs.seconds)],
+      ['median step', `${(seconds[Math.floor(seconds.length / 2)] ?? 0).toFixed(3)} s`],
+    ],
+    notes: inputs.notes,
+    producer: `portrayal ${version}`,
+  });
+  return run.write(runFiles.report, html);
+}
+
+const words = (key: string): string => key.replace(/[A-Z0-9]+/g, (c) => ` ${c.toLowerCase()}`);
+
+async function packageVersion(): Promise<string> {
+  const text = await readFile(new URL('../../../package.json', import.meta.url), 'utf8');
+  return (JSON.parse(text) as { version: string }).version;
+}

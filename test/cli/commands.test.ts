@@ -1,0 +1,120 @@
+import assert from 'node:assert/strict';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { createDemoCommand } from '../../src/cli/demo.js';
+import { createGenerateCommand } from '../../src/cli/generate.js';
+import { createPretrainCommand } from '../../src/cli/pretrain.js';
+import { readSubjectPrompt } from '../../src/data/prompts.js';
+import type { PretrainOptions } from '../../src/training/pretrain.js';
+import { completeSettings } from '../../src/workflows/personalisation-settings.js';
+import type { PersonaliseOptions } from '../../src/workflows/personalise.js';
+import { temporaryFolder } from '../temporary-folder.js';
+import { callMain, entry } from './terminal.js';
+
+test('generate passes its flags on and writes the paths of the pictures, one a line', async () => {
+  let asked: unknown;
+  const generate = entry((terminal) =>
+    createGenerateCommand(terminal, async ({ onEvent, signal: _, ...options }) => {
+      onEvent?.({ kind: 'stage', name: 'drawing', done: 1, total: 1 });
+      asked = options;
+      return ['out/0000-a.png', 'out/0001-a.png'];
+    }),
+  );
+  const flags =
+    '--run r --model m --output out --num-images 2 --seed 5 --steps 20 --guidance-scale 3 --negative-prompt blue --resolution 96 --threads 1';
+  const prompts = ['--prompt', 'a sks dog', '--prompt', 'a dog in the snow'];
+  const { status, out, err } = await callMain(['generate', ...flags.split(' '), ...prompts], { generate });
+  assert.deepEqual(asked, {
+    run: 'r',
+    model: 'm',
+    prompts: ['a sks dog', 'a dog in the snow'],
+    output: 'out',
+    numImages: 2,
+    seed: 5,
+    steps: 20,
+    guidanceScale: 3,
+    negativePrompt: 'blue',
+    resolution: 96,
+    threads: 1,
+  });
+  assert.deepEqual({ status, out }, { status: 0, out: 'out/0000-a.png\nout/0001-a.png\n' });
+  assert.match(err, /^drawing 1\/1\n$/);
+
+  const missing = await callMain(['generate', '--run', 'r'], { generate });
+  assert.match(missing.err, /^portrayal generate needs --prompt and --output\./);
+});
+
+test('pretrain takes the shipped settings, and the flags over them', async () => {
+  let asked: Omit<PretrainOptions, 'engine'> | undefined;
+  let processors: number | undefined;
+  const pretrain = entry((terminal) =>
+    createPretrainCommand(terminal, async (options, threads) => {
+      asked = options;
+      processors = threads;
+    }),
+  );
+  await callMain(['pretrain', '--output', 'base'], { pretrain });
+  const { output, onEvent, signal, ...shipped } = asked!;
+  assert.ok(output === 'base' && onEvent && signal);
+  const given = [
+    ...['--steps', '3', '--batch-size', '2', '--vae-steps', '4', '--vae-batch-size', '5', '--examples', '6'],
+    ...['--learning-rate', '1e-5', '--checkpointing-steps', '7', '--seed', '8', '--threads', '1'],
+  ];
+  const outcome = await callMain(['pretrain', '--output', 'base', ...given], { pretrain });
+  assert.deepEqual(outcome, { status: 0, out: 'base\n', err: '' });
+  const changed: Partial<PretrainOptions> = {
+    steps: 3,
+    batchSize: 2,
+    vaeSteps: 4,
+    vaeBatchSize: 5,
+    examples: 6,
+    learningRate: 1e-5,
+    checkpointingSteps: 7,
+    seed: 8,
+  };
+  for (const [name, value] of Object.entries(changed))
+    assert.equal(asked![name as keyof typeof asked], value);
+  assert.deepEqual(Object.keys(shipped).sort(), Object.keys(changed).sort());
+  assert.equal(processors, 1);
+});
+
+test('the demo runs DPG with the look-forward reward, and ends with the report', async () => {
+  let asked: PersonaliseOptions | undefined;
+  const demo = entry((terminal) =>
+    createDemoCommand(terminal, async (options) => {
+      asked = options;
+      return { run: options.output, report: `${options.output}/report.html` };
+    }),
+  );
+  const { status, out, err } = await callMain(['demo', '--output', 'here'], { demo });
+  assert.deepEqual({ status, out }, { status: 0, out: 'here/report.html\n' });
+  assert.match(err, /report:\n$/);
+  const { images, onEvent, signal, instancePrompt, classPrompt, model, output, ...settings } = asked!;
+  assert.equal(output, 'here');
+  assert.equal(model, undefined);
+  assert.ok(onEvent && signal && String(images).endsWith('teal-zigzag-star-backpack'));
+  const complete = completeSettings(settings);
+  assert.deepEqual([complete.method, complete.reward], ['dpg', 'look-forward']);
+  const { token } = readSubjectPrompt({ instancePrompt, classPrompt: classPrompt! });
+  assert.ok(complete.validationPrompts!.every((prompt) => prompt.split(' ').includes(token)));
+});
+
+test('the demo takes a folder that is not there yet', async (t) => {
+  const outputs: string[] = [];
+  const demo = entry((terminal) =>
+    createDemoCommand(terminal, async ({ output }) => {
+      outputs.push(output);
+      await mkdir(output, { recursive: true });
+      return { run: output, report: output };
+    }),
+  );
+  const before = process.cwd();
+  process.chdir(await temporaryFolder(t));
+  try {
+    for (let i = 0; i < 3; i++) await callMain(['demo'], { demo });
+  } finally {
+    process.chdir(before);
+  }
+  assert.deepEqual(outputs, [join('runs', 'demo'), 'runs/demo-2', 'runs/demo-3']);
+});
