@@ -23,6 +23,7 @@ const order = [
   'algorithms',
   'training',
   'evaluation',
+  'workflows',
   'cli',
 ];
 

@@ -70,11 +70,12 @@ export function usageError(error: CommanderError, command: Command): UsageError 
   const more = `See "portrayal ${command.parent ? `${command.name()} ` : ''}--help".`;
   const named = /'([^']+)'/.exec(error.message)?.[1] ?? '';
   if (error.code === 'commander.unknownOption') {
+    const flag = named.split('=')[0]!;
     const known = command.options.flatMap((option) =>
       [option.short, option.long].filter((n) => n !== undefined),
     );
-    const nearest = nearestWord(named, known);
-    return new UsageError(`Unknown flag ${named}. ${nearest ? `Did you mean ${nearest}? ` : ''}${more}`);
+    const nearest = nearestWord(flag, known);
+    return new UsageError(`Unknown flag ${flag}. ${nearest ? `Did you mean ${nearest}? ` : ''}${more}`);
   }
   if (error.code === 'commander.optionMissingArgument') {
     return new UsageError(`${named.split(/[ ,]/)[0]}: expected a value, found none. ${more}`);

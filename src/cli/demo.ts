@@ -1,4 +1,5 @@
 import { existsSync } from 'node:fs';
+import { CancelledError } from '../errors.js';
 import type { PersonaliseOptions } from '../workflows/personalise.js';
 import { bundledSubjectPath } from '../workflows/shipped.js';
 import { type CommandFactory, createCommand } from './command.js';
@@ -40,7 +41,10 @@ export function createDemoCommand(
   const command = createCommand('demo', terminal)
     .usage('[FLAGS]')
     .addOption(
-      textOption('--output, --output-dir <dir>', 'Run folder to write (default: runs/demo, runs/demo-2, …)'),
+      textOption(
+        '--output, --output-dir <dir>',
+        'Run folder to write, or to go on with when it was stopped (default: runs/demo, runs/demo-2, …)',
+      ),
     )
     .addOption(wholeOption('--threads <n>', 'Processors to use (default: all)', { atLeast: 1 }));
   return command.action(async () => {
@@ -50,6 +54,10 @@ export function createDemoCommand(
       'Five pictures of a backpack that the small base model has never seen; it learns to draw it in new scenes.\n',
     );
     const listener = progressListener(terminal.err);
+    const stopped = (error: unknown): never => {
+      if (!(error instanceof CancelledError)) throw error;
+      throw new CancelledError(`Stopped. This goes on from there:\n  portrayal demo --output ${output}`);
+    };
     const { run, report } = await interruptible(
       (message) => listener({ kind: 'warning', message }),
       'Finishing this step, then saving',
@@ -67,11 +75,12 @@ export function createDemoCommand(
           validationPrompts: SCENES,
           numValidationImages: IMAGES_PER_PROMPT,
           samplingSteps: SAMPLING_STEPS,
+          ...(existsSync(output) ? { resumeFromCheckpoint: 'latest' } : {}),
           ...(threads === undefined ? {} : { threads }),
           onEvent: listener,
           signal,
         }),
-    );
+    ).catch(stopped);
     terminal.err.write(
       `\nDraw more:  portrayal generate --run ${run} --prompt "${SCENES[0]}" --num-images 4 --output out/\nBefore and after, the curves and the settings are in the report:\n`,
     );

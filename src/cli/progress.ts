@@ -28,7 +28,7 @@ export function progressListener(stream: ProgressStream, now: () => number = Dat
   };
 }
 
-/** The line of an event that stays on the screen; undefined for those that only move the bar. */
+/** The line of an event that stays on the screen; undefined for those that only move the bar, and for being stopped, which is told as an error. */
 function lasting(event: TrainingEvent): string | undefined {
   switch (event.kind) {
     case 'started': {
@@ -39,8 +39,6 @@ function lasting(event: TrainingEvent): string | undefined {
       return `note: ${event.message}`;
     case 'samples':
       return `step ${event.step}: samples in ${event.path}`;
-    case 'stopped':
-      return `stopped after step ${event.step} of ${event.steps}; everything is saved in ${event.folder}. Go on with --resume-from-checkpoint latest.`;
     case 'finished':
       return [
         `finished ${event.steps} steps in ${formatDuration(event.seconds)}`,

@@ -18,7 +18,7 @@ export function ema(graph: Graph, parameters: readonly Value[]): void {
   }
 }
 
-/** The decay at a step (from 1): warmed up as (1 + step) / (10 + step), at most `maximum`, so that early weights are soon forgotten. */
+/** The decay at a step (from 1), as diffusers' EMAModel: 0 at first, then (1 + n) / (10 + n) after n = step - 1 updates, at most `maximum`. */
 export function emaDecay(step: number, maximum: number): number {
-  return Math.min(maximum, (1 + step) / (10 + step));
+  return step <= 1 ? 0 : Math.min(maximum, step / (9 + step));
 }

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
 import { test } from 'node:test';
 import { createDemoCommand } from '../../src/cli/demo.js';
 import { createGenerateCommand } from '../../src/cli/generate.js';
 import { createPretrainCommand } from '../../src/cli/pretrain.js';
 import { readSubjectPrompt } from '../../src/data/prompts.js';
+import { CancelledError } from '../../src/errors.js';
 import type { PretrainOptions } from '../../src/training/pretrain.js';
 import { completeSettings } from '../../src/workflows/personalisation-settings.js';
 import type { PersonaliseOptions } from '../../src/workflows/personalise.js';
@@ -100,12 +100,13 @@ test('the demo runs DPG with the look-forward reward, and ends with the report',
   assert.ok(complete.validationPrompts!.every((prompt) => prompt.split(' ').includes(token)));
 });
 
-test('the demo takes a folder that is not there yet', async (t) => {
+test('the demo takes a folder that is not there yet, and goes on with one that it is given', async (t) => {
   const outputs: string[] = [];
   const demo = entry((terminal) =>
-    createDemoCommand(terminal, async ({ output }) => {
-      outputs.push(output);
+    createDemoCommand(terminal, async ({ output, resumeFromCheckpoint }) => {
+      outputs.push(resumeFromCheckpoint === undefined ? output : `${output} (${resumeFromCheckpoint})`);
       await mkdir(output, { recursive: true });
+      if (outputs.length === 4) throw new CancelledError('Stopped after step 3.');
       return { run: output, report: output };
     }),
   );
@@ -113,8 +114,11 @@ test('the demo takes a folder that is not there yet', async (t) => {
   process.chdir(await temporaryFolder(t));
   try {
     for (let i = 0; i < 3; i++) await callMain(['demo'], { demo });
+    const { status, err } = await callMain(['demo', '--output', 'runs/demo-2'], { demo });
+    assert.equal(status, 130);
+    assert.match(err, /Stopped\. .*\n {2}portrayal demo --output runs\/demo-2\n$/);
   } finally {
     process.chdir(before);
   }
-  assert.deepEqual(outputs, [join('runs', 'demo'), 'runs/demo-2', 'runs/demo-3']);
+  assert.deepEqual(outputs, ['runs/demo', 'runs/demo-2', 'runs/demo-3', 'runs/demo-2 (latest)']);
 });

@@ -1,0 +1,188 @@
+import assert from 'node:assert/strict';
+import { access, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import {
+  CancelledError,
+  DivergedError,
+  InputError,
+  ModelError,
+  OutputError,
+  RunError,
+  UsageError,
+} from '../../src/errors.js';
+import { readSafetensorsFile } from '../../src/formats/safetensors-file.js';
+import type { TrainingEvent } from '../../src/training/events.js';
+import { readMetrics } from '../../src/training/metrics-log.js';
+import { generate } from '../../src/workflows/generate.js';
+import { personalise } from '../../src/workflows/personalise.js';
+import { temporaryFolder } from '../temporary-folder.js';
+import { tinyModel, tinyRun, writePictures } from './tiny-run.js';
+
+test('a run writes everything that it promises, and draws with what it learnt', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const events: TrainingEvent[] = [];
+  const output = join(folder, 'run');
+  const result = await personalise({
+    ...tinyRun(images, output),
+    useEma: false,
+    onEvent: (e) => events.push(e),
+  });
+
+  const names = await readdir(output);
+  for (const name of [
+    'config.json',
+    'metrics.jsonl',
+    'report.html',
+    'samples',
+    'checkpoints',
+    'class_images',
+  ]) {
+    assert.ok(names.includes(name), `${name} is missing`);
+  }
+  const metrics = await readMetrics(join(output, 'metrics.jsonl'));
+  assert.deepEqual(
+    metrics.map((m) => m.step),
+    [1, 2, 3, 4, 5, 6, 7, 8, 9],
+  );
+  for (const m of metrics) {
+    // The parts of the loss add up, as the objective says: gamma^t Q + w * prior.
+    assert.ok(
+      Math.abs(Number(m.loss) - Number(m.valueLoss) - Number(m.priorLoss)) < 1e-5 * Math.abs(Number(m.loss)),
+    );
+  }
+  const kinds = new Set(events.map((e) => e.kind));
+  for (const kind of ['started', 'progress', 'stage', 'checkpoint', 'samples', 'finished'] as const) {
+    assert.ok(kinds.has(kind), `no ${kind} event`);
+  }
+
+  // The LoRA file holds the last checkpoint's factors: alpha equals the rank, so nothing is folded in.
+  const lora = await readSafetensorsFile(result.lora);
+  const state = await readSafetensorsFile(join(output, 'checkpoints/step-000009/state.safetensors'));
+  let moved = 0;
+  for (const [name, value] of lora.tensors) {
+    assert.deepEqual(value, state.tensors.get(name), name);
+    if (name.endsWith('lora_B.weight') && (value.data as Float32Array).some((v) => v !== 0)) moved++;
+  }
+  assert.ok(moved > 0 && moved === lora.tensors.size / 2, 'every layer learnt something');
+
+  const learnt = await generate({
+    run: output,
+    prompts: ['a sks backpack'],
+    output: join(folder, 'out'),
+    steps: 2,
+    threads: 1,
+  });
+  const base = await generate({
+    model: tinyModel,
+    prompts: ['a sks backpack'],
+    output: join(folder, 'out'),
+    steps: 2,
+    threads: 1,
+  });
+  assert.deepEqual(
+    [...learnt, ...base].map((p) => p.split('/').at(-1)),
+    ['0000-a-sks-backpack.png', '0001-a-sks-backpack.png'],
+  );
+  assert.notDeepEqual(await readFile(learnt[0]!), await readFile(base[0]!));
+});
+
+test('cancelled between steps, a run saves, says how to go on, and ends like one that was not', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const whole = join(folder, 'whole');
+  await personalise(tinyRun(images, whole));
+
+  const output = join(folder, 'stopped');
+  const controller = new AbortController();
+  const events: TrainingEvent[] = [];
+  const stopped = personalise({
+    ...tinyRun(images, output),
+    signal: controller.signal,
+    onEvent: (e) => {
+      events.push(e);
+      if (e.kind === 'progress' && e.step === 5) controller.abort();
+    },
+  });
+  await assert.rejects(
+    stopped,
+    (error) => error instanceof CancelledError && /resume-from-checkpoint latest/.test(error.message),
+  );
+  assert.ok(events.some((e) => e.kind === 'stopped' && e.step === 5));
+  await access(join(output, 'checkpoints/step-000005'));
+  await assert.rejects(personalise(tinyRun(images, output)), RunError);
+  await personalise({ ...tinyRun(images, output), resumeFromCheckpoint: 'latest' });
+  for (const name of [
+    'metrics.jsonl',
+    'pytorch_lora_weights.safetensors',
+    'checkpoints/step-000009/state.safetensors',
+  ]) {
+    assert.deepEqual(await readFile(join(output, name)), await readFile(join(whole, name)), name);
+  }
+});
+
+test('with gradient accumulation, the sums are emptied after each update', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const output = join(folder, 'accumulated');
+  await personalise({
+    ...tinyRun(images, output),
+    method: 'dreambooth',
+    gradientAccumulationSteps: 2,
+    trainTextEncoder: true,
+    steps: 3,
+  });
+  const { tensors } = await readSafetensorsFile(join(output, 'checkpoints/step-000003/state.safetensors'));
+  const sums = [...tensors].filter(([name]) => name.startsWith('accumulated.'));
+  assert.ok(
+    sums.length > 0 && sums.every(([, v]) => (v.data as Float32Array).every((x) => x === 0)),
+    'sums are emptied',
+  );
+  assert.ok([...tensors.keys()].some((name) => name.startsWith('text_encoder.')));
+});
+
+test('a loss that is not finite stops the run and keeps the last good checkpoint', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const output = join(folder, 'run');
+  const diverging = personalise({
+    ...tinyRun(images, output),
+    criticLearningRate: 1e3,
+    checkpointingSteps: 1,
+  });
+  await assert.rejects(
+    diverging,
+    (error) => error instanceof DivergedError && /step \d+.*critic-learning-rate/s.test(error.message),
+  );
+  const checkpoints = await readdir(join(output, 'checkpoints'));
+  for (const name of checkpoints) {
+    const { tensors } = await readSafetensorsFile(join(output, 'checkpoints', name, 'state.safetensors'));
+    for (const [key, value] of tensors) {
+      if (key.startsWith('unet.'))
+        assert.ok((value.data as Float32Array).every(Number.isFinite), `${name}: ${key}`);
+    }
+  }
+});
+
+test('what the user can mend is said before anything is written', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const empty = join(folder, 'empty');
+  await mkdir(empty);
+  const foreign = join(folder, 'foreign');
+  await mkdir(foreign);
+  await writeFile(join(foreign, 'thesis.txt'), 'mine');
+  const run = (change: object) => personalise({ ...tinyRun(images, join(folder, 'run')), ...change });
+
+  await assert.rejects(run({ images: empty }), InputError);
+  await assert.rejects(run({ images: join(folder, 'nowhere') }), InputError);
+  await assert.rejects(run({ instancePrompt: 'a photo of backpack' }), InputError);
+  await assert.rejects(run({ model: images }), ModelError);
+  await assert.rejects(run({ output: foreign }), OutputError);
+  await assert.rejects(run({ resolution: 17 }), UsageError);
+  await assert.rejects(run({ learningRate: -1 }), /--learning-rate -1: expected a number above 0/);
+  await assert.rejects(run({ steps: 2.5 }), /--steps 2.5: expected a whole number/);
+  await assert.rejects(access(join(folder, 'run')), 'nothing was written');
+  assert.equal(await readFile(join(foreign, 'thesis.txt'), 'utf8'), 'mine');
+});

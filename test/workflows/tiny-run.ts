@@ -1,0 +1,47 @@
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import sharp from 'sharp';
+import { Random } from '../../src/tensor/random.js';
+import type { PersonaliseOptions } from '../../src/workflows/personalise.js';
+
+/** The smallest checkpoint among the goldens: pictures of 16 pixels, a network of a few thousand weights. */
+export const tinyModel = fileURLToPath(new URL('../../../test/goldens/models/sd1-tiny', import.meta.url));
+
+/** Writes a few blotchy pictures, the same ones for the same seed. */
+export async function writePictures(folder: string, count = 3, side = 40): Promise<string> {
+  await mkdir(folder, { recursive: true });
+  for (let i = 0; i < count; i++) {
+    const random = new Random(5, 'picture', i);
+    const small = Uint8Array.from({ length: 3 * 8 * 8 }, () => random.int(256));
+    await sharp(small, { raw: { width: 8, height: 8, channels: 3 } })
+      .resize(side, side + 6 * i, { fit: 'fill' })
+      .png()
+      .toFile(join(folder, `${i}.png`));
+  }
+  return folder;
+}
+
+/** A run on it that takes a second or two. The random network's residuals are far larger than a trained one's, hence the critic's small steps. */
+export function tinyRun(images: string, output: string): PersonaliseOptions {
+  return {
+    model: tinyModel,
+    images,
+    output,
+    instancePrompt: 'a photo of sks backpack',
+    classPrompt: 'a photo of backpack',
+    steps: 9,
+    checkpointingSteps: 2,
+    numClassImages: 2,
+    trainBatchSize: 2,
+    samplingSteps: 2,
+    numValidationImages: 1,
+    validationPrompts: ['a sks backpack', 'a sks backpack on the beach'],
+    criticLearningRate: 1e-7,
+    randomFlip: true,
+    useEma: true,
+    lrScheduler: 'cosine',
+    lrWarmupSteps: 2,
+    threads: 1,
+  };
+}
