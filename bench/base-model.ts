@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { composeGrid, encodePng } from '../src/data/image-grid.js';
 import { renderExamples } from '../src/data/world/render.js';
+import type { Engine } from '../src/engine/engine.js';
 import { createNodeEngine } from '../src/engine/node.js';
 import { PortrayalError, UsageError } from '../src/errors.js';
 import { fidelityRequests } from '../src/evaluation/prompt-fidelity.js';
@@ -49,12 +50,25 @@ const { values: options } = parseArgs({
   },
 });
 
-function count(name: Exclude<keyof typeof options, 'sheet'>, least = 1): number {
+function number(name: Exclude<keyof typeof options, 'sheet'>, least: number): number {
   const value = Number(options[name]);
   if (!Number.isFinite(value) || value < least)
     throw new UsageError(`--${name} ${options[name]}: expected a number of at least ${least}.`);
   return value;
 }
+
+function readNumbers() {
+  return {
+    heldOut: number('held-out', 0),
+    pictures: number('pictures', 0),
+    steps: number('steps', 1),
+    guidanceScale: number('guidance-scale', 0),
+    batchSize: number('batch-size', 1),
+    seed: number('seed', 0),
+    threads: number('threads', 1),
+  };
+}
+type Numbers = ReturnType<typeof readNumbers>;
 
 function percent({ right, total }: Pick<Tally, 'right' | 'total'>): string {
   return `${((100 * right) / total).toFixed(1)} % (${right} of ${total})`;
@@ -93,73 +107,67 @@ function report(tallies: Record<Question, Tally>, bars: Readonly<Record<Question
   }
 }
 
-async function main(): Promise<void> {
-  const engine = createNodeEngine({ threads: count('threads') });
-  if (!existsSync(join(options.classifier, 'model.safetensors'))) {
-    console.log(`training the classifier: ${options.classifier}`);
-    await trainWorldClassifier({
-      ...worldClassifierDefaults,
-      output: options.classifier,
-      work: join(root, 'runs', 'world-classifier'),
-      engine,
-      onEvent: (event) => {
-        if (event.kind === 'progress' && event.step % 250 === 0)
-          console.log(
-            `  step ${event.step} of ${event.steps}, loss ${event.loss.toFixed(3)}, ${Math.round(event.secondsLeft)} s left`,
-          );
-      },
-    });
-  }
-  const classifier = await WorldClassifier.open(engine, options.classifier);
-  const heldOut = await renderExamples(HELD_OUT_SEED, 0, count('held-out'), classifier.resolution);
-  const seen = await classifier.classify(heldOut.map((r) => r.pixels));
-  console.log(`classifier on ${heldOut.length} held-out drawings:`);
-  const all = { noun: CLASSIFIER_BAR, scene: CLASSIFIER_BAR, colour: CLASSIFIER_BAR };
-  report(
-    tally(
-      heldOut.map((r) => r.labels),
-      seen,
-    ),
-    all,
-    3,
-  );
+async function trainClassifier(engine: Engine): Promise<void> {
+  console.log(`training the classifier: ${options.classifier}`);
+  await trainWorldClassifier({
+    ...worldClassifierDefaults,
+    output: options.classifier,
+    work: join(root, 'runs', 'world-classifier'),
+    engine,
+    onEvent: (event) => {
+      if (event.kind !== 'progress' || event.step % 250 !== 0) return;
+      const { step, steps, loss, secondsLeft } = event;
+      console.log(`  step ${step} of ${steps}, loss ${loss.toFixed(3)}, ${Math.round(secondsLeft)} s left`);
+    },
+  });
+}
 
-  if (count('pictures', 0) > 0) {
-    const model = await StableDiffusion.open(options.model);
-    const drawer = await TextToImage.create(model, engine, {
-      resolution: classifier.resolution,
-      batchSize: count('batch-size'),
-    });
-    const requests = fidelityRequests(count('pictures'), count('seed', 0));
-    const started = performance.now();
-    const images = await drawer.draw(requests, {
-      steps: count('steps'),
-      guidanceScale: count('guidance-scale', 0),
-    });
-    const seconds = (performance.now() - started) / 1000;
-    const found = await classifier.classify(images.map((image) => image.pixels));
-    console.log(
-      `${options.model}: ${images.length} pictures, ${options.steps} steps, guidance ${options['guidance-scale']}, drawn in ${seconds.toFixed(0)} s:`,
-    );
-    report(
-      tally(
-        requests.map((r) => r.truth),
-        found,
-      ),
-      BARS,
-      5,
-    );
-    const allRight = requests.filter(({ truth }, i) =>
-      QUESTIONS.every((question) => truth[question] === found[i]![question]),
-    );
-    console.log(`  all three right: ${percent({ right: allRight.length, total: requests.length })}`);
-    if (options.sheet !== undefined) {
-      const columns = Math.min(SHEET_COLUMNS, images.length);
-      await writeFileAtomic(options.sheet, await encodePng(composeGrid(images, { columns, gap: 2 })));
-      console.log(`  contact sheet, in the order of the prompts: ${options.sheet}`);
-    }
-    await drawer.release();
-  }
+async function judgeClassifier(classifier: WorldClassifier, pictures: number): Promise<void> {
+  const drawings = await renderExamples(HELD_OUT_SEED, 0, pictures, classifier.resolution);
+  const found = await classifier.classify(drawings.map((d) => d.pixels));
+  console.log(`classifier on ${drawings.length} held-out drawings:`);
+  const truth = drawings.map((d) => d.labels);
+  report(tally(truth, found), { noun: CLASSIFIER_BAR, scene: CLASSIFIER_BAR, colour: CLASSIFIER_BAR }, 3);
+}
+
+async function judgeModel(
+  model: StableDiffusion,
+  engine: Engine,
+  classifier: WorldClassifier,
+  numbers: Numbers,
+): Promise<void> {
+  const drawer = await TextToImage.create(model, engine, {
+    resolution: classifier.resolution,
+    batchSize: numbers.batchSize,
+  });
+  const requests = fidelityRequests(numbers.pictures, numbers.seed);
+  const { steps, guidanceScale } = numbers;
+  const started = performance.now();
+  const images = await drawer.draw(requests, { steps, guidanceScale });
+  const seconds = Math.round((performance.now() - started) / 1000);
+  await drawer.release();
+  const found = await classifier.classify(images.map((image) => image.pixels));
+  console.log(
+    `${options.model}: ${images.length} pictures, ${steps} steps, guidance ${guidanceScale}, drawn in ${seconds} s:`,
+  );
+  const truth = requests.map((r) => r.truth);
+  report(tally(truth, found), BARS, 5);
+  const right = truth.filter((labels, i) => QUESTIONS.every((q) => labels[q] === found[i]![q])).length;
+  console.log(`  all three right: ${percent({ right, total: truth.length })}`);
+  if (options.sheet === undefined) return;
+  const columns = Math.min(SHEET_COLUMNS, images.length);
+  await writeFileAtomic(options.sheet, await encodePng(composeGrid(images, { columns, gap: 2 })));
+  console.log(`  contact sheet, in the order of the prompts: ${options.sheet}`);
+}
+
+async function main(): Promise<void> {
+  const numbers = readNumbers();
+  const model = numbers.pictures > 0 ? await StableDiffusion.open(options.model) : undefined;
+  const engine = createNodeEngine({ threads: numbers.threads });
+  if (!existsSync(join(options.classifier, 'model.safetensors'))) await trainClassifier(engine);
+  const classifier = await WorldClassifier.open(engine, options.classifier);
+  if (numbers.heldOut > 0) await judgeClassifier(classifier, numbers.heldOut);
+  if (model) await judgeModel(model, engine, classifier, numbers);
   await classifier.release();
   await engine.close();
 }

@@ -37,18 +37,6 @@ function flippedKernel(w: Value, groups: number): Value {
   return flip(swapped, [2, 3]);
 }
 
-/** Rows and columns of the input that no window touches: what a transposed convolution must add at the bottom and right. */
-function remainder(input: Pair, output: Pair, g: Geometry): Pair {
-  const rest = (i: 0 | 1) =>
-    input[i] -
-    (g.stride[i] * (output[i] - 1) +
-      g.dilation[i] * (g.kernel[i] - 1) +
-      1 -
-      g.padding[i] -
-      g.padding[i + 2]!);
-  return [rest(0), rest(1)];
-}
-
 const extents = (x: Value): Pair => [x.shape[2]!, x.shape[3]!];
 
 /** d loss / d x of conv2d(x, w). */
@@ -63,24 +51,19 @@ function convDataGradient(grad: Value, w: Value, input: Pair, g: Geometry): Valu
       groups: g.groups,
     });
   }
-  const [restH, restW] = remainder(input, extents(grad), g);
-  const [top, left, bottom, right] = g.padding;
-  // Output padding must stay below the stride; a larger remainder is taken off the lower padding first.
-  const shift = (rest: number, side: number): Pair => (rest <= side ? [side - rest, 0] : [0, rest - side]);
-  const [low, extraH] = shift(restH, bottom);
-  const [far, extraW] = shift(restW, right);
-  const result = convTranspose2d(grad, w, undefined, {
+  // All that the windows reach, padding included; then the input's own part of it, zeros where no window reached.
+  const full = convTranspose2d(grad, w, undefined, {
     stride: g.stride,
-    padding: [top, left, low, far],
     dilation: g.dilation,
     groups: g.groups,
   });
-  return pad(result, [
-    [0, 0],
-    [0, 0],
-    [0, extraH],
-    [0, extraW],
-  ]);
+  return [0, 1].reduce((x, i) => {
+    const axis = 2 + i;
+    const first = g.padding[i]!;
+    const reached = x.shape[axis]!;
+    const kept = slice(x, axis, first, Math.min(reached, first + input[i]!));
+    return padAxis(kept, axis, 0, input[i]! - kept.shape[axis]!);
+  }, full);
 }
 
 /**

@@ -23,6 +23,7 @@ export async function interruptible<T>(
       say(`${ending} … Press Ctrl-C again to stop at once.`);
       controller.abort();
     } else if (Date.now() - askedAt > SAME_KEYSTROKE) {
+      say('Stopped.');
       process.removeAllListeners(signal);
       process.kill(process.pid, signal);
     }

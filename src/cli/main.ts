@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { type Command, CommanderError } from 'commander';
 import { PortrayalError, UsageError } from '../errors.js';
 import { type CommandFactory, createCommand, type Terminal, usageError, withDashes } from './command.js';
+import type { ProgressStream } from './progress.js';
 import { nearestWord } from './suggestion.js';
 
 /** A command as listed: its file is loaded only when it is called. */
@@ -29,6 +30,8 @@ const commands: Readonly<Record<string, CommandEntry>> = {
   },
 };
 
+/** Where the width of the terminal is not known. */
+const DEFAULT_COLUMNS = 80;
 /** The exit status for a bug of ours (EX_SOFTWARE of sysexits.h). */
 const INTERNAL_ERROR = 70;
 
@@ -40,9 +43,11 @@ const INTERNAL_ERROR = 70;
  */
 export async function main(
   args: readonly string[],
-  terminal: Terminal = { out: process.stdout, err: process.stderr },
+  { out, err }: Terminal = { out: process.stdout, err: process.stderr },
   entries: Readonly<Record<string, CommandEntry>> = commands,
 ): Promise<number> {
+  const watched = watchLines(err);
+  const terminal: Terminal = { out, err: watched };
   const program = createProgram(terminal);
   let called: Command = program;
   try {
@@ -61,7 +66,8 @@ export async function main(
     return 0;
   } catch (error) {
     if (error instanceof CommanderError && error.exitCode === 0) return 0;
-    return tell(error instanceof CommanderError ? usageError(error, called) : error, terminal);
+    if (!watched.atLineStart()) err.write('\n');
+    return tell(error instanceof CommanderError ? usageError(error, called) : error, err);
   }
 }
 
@@ -95,7 +101,23 @@ function unknownCommand(name: string, known: readonly string[]): UsageError {
   return new UsageError(`Unknown command ${name}. ${suggestion} See "portrayal --help".`);
 }
 
-function tell(error: unknown, { err }: Terminal): number {
+/** The same stream, knowing whether something stands on its last line: a progress bar that an error must not be appended to. */
+function watchLines(stream: ProgressStream): ProgressStream & { atLineStart(): boolean } {
+  let last = '\n';
+  return {
+    isTTY: stream.isTTY === true,
+    get columns() {
+      return stream.columns ?? DEFAULT_COLUMNS;
+    },
+    write(text) {
+      last = text === '' ? last : text;
+      return stream.write(text);
+    },
+    atLineStart: () => last.endsWith('\n'),
+  };
+}
+
+function tell(error: unknown, err: ProgressStream): number {
   if (error instanceof PortrayalError) {
     err.write(`${error.message}\n`);
     return error.exitCode;

@@ -186,8 +186,8 @@ export interface WorldClassifierTraining {
 /** How the classifier that ships was trained. */
 export const worldClassifierDefaults = {
   seed: 1,
-  examplesPerScene: 480,
-  steps: 4000,
+  examplesPerScene: 800,
+  steps: 6500,
   batchSize: 32,
   checkpointingSteps: 250,
 } as const satisfies Partial<WorldClassifierTraining>;

@@ -43,6 +43,11 @@ export class Random {
   #spare: number | undefined;
 
   constructor(seed: number, ...stream: readonly (string | number)[]) {
+    if (stream.some((s) => typeof s === 'string' && /[|#]/.test(s))) {
+      throw new RangeError(
+        `internal: the stream name ${stream.join(', ')} holds | or #, which set names apart`,
+      );
+    }
     this.#seed = seed;
     this.#stream = stream;
     const label = `${seed}|${stream.map((s) => (typeof s === 'number' ? `#${s}` : s)).join('|')}`;

@@ -63,7 +63,7 @@ export async function pretrain(options: PretrainOptions): Promise<void> {
   const work = join(output, 'training');
   await mkdir(work, { recursive: true });
   await writeWordTokenizer(join(output, 'tokenizer'), worldVocabulary(), BASE_PROMPT_LENGTH);
-  const vocabularySize = await writeConfigs(output, 1);
+  await writeConfigs(output, 1);
   const data = await drawWorld(options);
   const settings: FullTrainingSettings = {
     engine,
@@ -76,7 +76,7 @@ export async function pretrain(options: PretrainOptions): Promise<void> {
   const vae = await trainAutoencoder(options, settings, data);
   const { latents, scalingFactor } = await encodeAll(options, vae, data);
   await writeConfigs(output, scalingFactor);
-  const denoiser = await trainDenoiser(options, settings, data, latents, vocabularySize);
+  const denoiser = await trainDenoiser(options, settings, data, latents);
   for (const [component, file] of Object.entries(weightFiles)) {
     const source = component === 'vae' ? vae : denoiser;
     await writeSafetensorsFile(
@@ -107,8 +107,8 @@ function halfWeights(parameters: ReadonlyMap<string, Tensor>, prefix: string): M
   );
 }
 
-/** Writes all configuration files; gives the tokenizer's number of tokens. */
-async function writeConfigs(output: string, scalingFactor: number): Promise<number> {
+/** Writes all configuration files. */
+async function writeConfigs(output: string, scalingFactor: number): Promise<void> {
   const write = async (configs: Record<string, Json>) => {
     for (const [name, config] of Object.entries(configs)) {
       await mkdir(dirname(join(output, name)), { recursive: true });
@@ -119,7 +119,6 @@ async function writeConfigs(output: string, scalingFactor: number): Promise<numb
   const { tokenizer } = (await openModelFolder(output)).components;
   const { vocabularySize } = await openTokenizer(tokenizer, BASE_PROMPT_LENGTH);
   await write(baseModelConfigs(vocabularySize, scalingFactor));
-  return vocabularySize;
 }
 
 async function drawWorld({ seed, examples, onEvent }: PretrainOptions): Promise<Dataset> {
@@ -238,7 +237,6 @@ async function trainDenoiser(
   settings: FullTrainingSettings,
   data: Dataset,
   latents: Tensor<'float32'>,
-  vocabularySize: number,
 ): Promise<Map<string, Tensor>> {
   const { seed, batchSize: b, output } = options;
   const folder = await openModelFolder(output);
@@ -265,8 +263,6 @@ async function trainDenoiser(
 
   const ids = data.captions.map((caption) => encode(caption).ids);
   const noCaption = encode('').ids;
-  if (vocabularySize <= Math.max(...ids.flat()))
-    throw new Error('internal: a token lies outside the vocabulary');
   const size = elementCount(sampleShape) / b;
   return trainFully(
     {

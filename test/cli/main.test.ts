@@ -78,6 +78,16 @@ test("the user's errors are told by their message alone, ours with the stack", a
   assert.equal((await callMain(['fail'], failing('thrown text'))).status, 70);
 });
 
+test('an error gets a line of its own below a progress bar', async () => {
+  const failing = entry((terminal) =>
+    createCommand('fail', terminal).action(() => {
+      terminal.err.write('step 3 of 5');
+      throw new InputError('No.');
+    }),
+  );
+  assert.equal((await callMain(['fail'], { fail: failing })).err, 'step 3 of 5\nNo.\n');
+});
+
 test('only the command that is called is loaded', async () => {
   const loaded: string[] = [];
   const lazy = (name: string) => ({
