@@ -27,7 +27,7 @@ export function baseModelConfigs(vocabularySize: number, scalingFactor: number):
       _class_name: 'UNet2DConditionModel',
       act_fn: 'silu',
       attention_head_dim: 4,
-      block_out_channels: [64, 128, 160],
+      block_out_channels: [48, 96, 160],
       center_input_sample: false,
       cross_attention_dim: 128,
       down_block_types: ['DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],

@@ -170,7 +170,7 @@ const ranges: readonly Range[] = [
   { keys: ['gamma'], expected: 'a number above 0 and at most 1', holds: (v) => v > 0 && v <= 1 },
 ];
 
-const flag = (key: string): string => `--${key.replace(/[A-Z0-9]+/g, (c) => `-${c.toLowerCase()}`)}`;
+const flag = (key: string): string => `--${key.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
 
 function checkRanges(settings: PersonaliseSettings): void {
   for (const { keys, expected, holds } of ranges) {

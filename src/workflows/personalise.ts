@@ -6,6 +6,7 @@ import { readSubjectPrompt, type SubjectPrompt, scenePrompts } from '../data/pro
 import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
 import type { Engine, State } from '../engine/engine.js';
 import { createNodeEngine } from '../engine/node.js';
+import { CancelledError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
 import { encodeSafetensors } from '../formats/safetensors.js';
 import { adamw } from '../optim/adamw.js';
@@ -108,31 +109,35 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       const requests = prompts.flatMap((prompt) =>
         Array.from({ length: settings.numValidationImages }, (_, i) => ({ prompt, seed: settings.seed + i })),
       );
-      const drawn = await drawer.draw(requests, {
-        steps: settings.samplingSteps,
-        guidanceScale: settings.guidanceScale,
-        state,
-        onProgress: (done, total) => onEvent?.({ kind: 'stage', name, done, total }),
-        ...(signal ? { signal } : {}),
-      });
+      const drawn = await drawing(
+        drawer.draw(requests, {
+          steps: settings.samplingSteps,
+          guidanceScale: settings.guidanceScale,
+          state,
+          onProgress: (done, total) => onEvent?.({ kind: 'stage', name, done, total }),
+          ...(signal ? { signal } : {}),
+        }),
+      );
       return prompts.map((_, p) =>
         drawn.slice(p * settings.numValidationImages, (p + 1) * settings.numValidationImages),
       );
     };
 
     const priors = settings.withPriorPreservation
-      ? await classImages(drawer, {
-          folder: options.classDataDir ?? join(run.path, 'class_images'),
-          prompt: subject.classPrompt,
-          count: settings.numClassImages,
-          seed: settings.seed,
-          steps: settings.samplingSteps,
-          guidanceScale: settings.guidanceScale,
-          resolution,
-          state: base,
-          ...(onEvent ? { onEvent } : {}),
-          ...(signal ? { signal } : {}),
-        })
+      ? await drawing(
+          classImages(drawer, {
+            folder: options.classDataDir ?? join(run.path, 'class_images'),
+            prompt: subject.classPrompt,
+            count: settings.numClassImages,
+            seed: settings.seed,
+            steps: settings.samplingSteps,
+            guidanceScale: settings.guidanceScale,
+            resolution,
+            state: base,
+            ...(onEvent ? { onEvent } : {}),
+            ...(signal ? { signal } : {}),
+          }),
+        )
       : undefined;
     const beforePath = join(run.path, runFiles.samples, 'step-000000.png');
     if (!(await exists(beforePath))) {
@@ -213,6 +218,17 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     await ownEngine?.close();
     await run.close();
   }
+}
+
+/** Pictures that are being drawn when the user stops have no state of their own to save; what is drawn already is kept. */
+function drawing<T>(work: Promise<T>): Promise<T> {
+  return work.catch((error: unknown) => {
+    if (!(error instanceof CancelledError)) throw error;
+    throw new CancelledError(
+      'Stopped while drawing pictures. What is done is kept; the same command with --resume-from-checkpoint latest goes on from there.',
+      { cause: error },
+    );
+  });
 }
 
 /** The settings among the options. */
