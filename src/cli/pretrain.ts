@@ -11,11 +11,11 @@ const EXAMPLE = 'portrayal pretrain --output models/mine --seed 1';
 
 /** The size of the run; the shipped base was made with these. */
 const defaults: PretrainSettings = {
-  seed: 23,
-  examples: 20_000,
+  seed: 7,
+  examples: 30_000,
   vaeSteps: 4_000,
-  vaeBatchSize: 16,
-  steps: 20_000,
+  vaeBatchSize: 8,
+  steps: 8_000,
   batchSize: 32,
   learningRate: 1e-3,
   checkpointingSteps: 500,
