@@ -6,7 +6,8 @@
  * - {@link StableDiffusion} opens a model folder; with an engine, {@link TextToImage} draws from it in memory.
  * - Everything that a caller can mend is thrown as a {@link PortrayalError}; {@link TrainingEvent} is what a listener hears.
  */
-export type { Engine } from './engine/engine.js';
+export { type Device, devices } from './engine/device.js';
+export type { CompileOptions, Engine, NamedTensors, Program, State } from './engine/engine.js';
 export { createNodeEngine, type NodeEngineOptions } from './engine/node.js';
 export {
   CancelledError,
@@ -19,7 +20,7 @@ export {
   RunError,
   UsageError,
 } from './errors.js';
-export { StableDiffusion } from './pretrained/stable-diffusion.js';
+export { type LoraSettings, StableDiffusion } from './pretrained/stable-diffusion.js';
 export {
   type DrawingRequest,
   type DrawnImage,

@@ -16,6 +16,7 @@ test('the public API is small, and exactly this', () => {
     'TextToImage',
     'UsageError',
     'createNodeEngine',
+    'devices',
     'generate',
     'personalise',
     'personaliseDefaults',

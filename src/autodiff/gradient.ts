@@ -2,6 +2,7 @@ import { add } from '../onnx/elementwise.js';
 import { GraphError, type Node, type Region, type Value } from '../onnx/graph.js';
 import { sumTo } from '../onnx/reduction.js';
 import { full, zeros } from '../tensor/tensor.js';
+import { addToProduct } from './linalg.js';
 import { Replay } from './recompute.js';
 import type { RuleContext } from './rule.js';
 import { rules } from './rules.js';
@@ -20,7 +21,7 @@ export function gradients(loss: Value, wrt: readonly Value[]): Value[] {
   const { graph } = loss;
   if (loss.size !== 1) throw new GraphError(`the loss must be a scalar, got ${loss}`);
   const path = dependents(graph.nodes, wrt);
-  const pending = new Map<Value, Value[]>();
+  const pending = new Map<Value, Contribution[]>();
   const settled = new Map<Value, Value>();
   const asked = new Set(wrt);
   const nodes = [...graph.nodes];
@@ -31,13 +32,13 @@ export function gradients(loss: Value, wrt: readonly Value[]): Value[] {
     const parts = pending.get(value);
     if (!parts) return undefined;
     pending.delete(value);
-    const total = parts.reduce((a, b) => add(a, b));
+    const total = sumOf(parts);
     if (asked.has(value)) settled.set(value, total);
     return total;
   };
 
   return graph.outsideRegions(() => {
-    pending.set(loss, [graph.constant(full(loss.shape, 1), 'seed')]);
+    pending.set(loss, [{ value: graph.constant(full(loss.shape, 1), 'seed'), own: false }]);
     for (const node of nodes.reverse()) {
       if (!node.outputs.some((v) => path.has(v) && pending.has(v))) continue;
       const grads = node.outputs.map(collect);
@@ -61,7 +62,7 @@ function propagate(
   grads: readonly (Value | undefined)[],
   replay: Replay | undefined,
   path: ReadonlySet<Value>,
-  pending: Map<Value, Value[]>,
+  pending: Map<Value, Contribution[]>,
 ): void {
   const rule = rules[node.operator];
   if (rule === 'not differentiable')
@@ -83,11 +84,31 @@ function propagate(
     if (!input || !path.has(input)) return;
     const thunk = thunks[i];
     if (!thunk) throw new GraphError(`${node.operator} has no gradient with respect to its input ${i}`);
-    const arrived = sumTo(thunk(), input.shape);
+    const known = input.graph.nodes.length;
+    const value = sumTo(thunk(), input.shape);
+    const own = input.graph.nodes.length > known && input.graph.nodes.at(-1) === value.producer;
     const parts = pending.get(input);
-    if (parts) parts.push(arrived);
-    else pending.set(input, [arrived]);
+    if (parts) parts.push({ value, own });
+    else pending.set(input, [{ value, own }]);
   });
+}
+
+/** What one consumer of a value sends back to it. */
+interface Contribution {
+  readonly value: Value;
+  /** It was made for this value alone, so nothing else reads it. */
+  readonly own: boolean;
+}
+
+/** The sum of what several consumers sent back. A matrix product takes the sum so far as its addend, which saves a pass over the result. */
+function sumOf(parts: readonly Contribution[]): Value {
+  const isProduct = ({ value, own }: Contribution): boolean =>
+    own && value.producer?.operator === 'Gemm' && value.producer.inputs.length === 2;
+  const [first, ...rest] = [...parts.filter((p) => !isProduct(p)), ...parts.filter(isProduct)];
+  return rest.reduce(
+    (total, part) => (isProduct(part) ? addToProduct(part.value, total) : add(total, part.value)),
+    first!.value,
+  );
 }
 
 /** The float values that depend on these, these included. */

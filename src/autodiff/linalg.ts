@@ -1,4 +1,5 @@
 import { mul } from '../onnx/elementwise.js';
+import type { Value } from '../onnx/graph.js';
 import { gemm, matmul } from '../onnx/linalg.js';
 import { matrixTranspose, reshape } from '../onnx/movement.js';
 import { floatAttribute, intAttribute, operand, type Rule } from './rule.js';
@@ -37,3 +38,9 @@ export const linalgRules = {
     ];
   },
 } satisfies Record<string, Rule>;
+
+/** A Gemm without an addend, and a value of its shape: their sum as one Gemm, which takes the place of the first. */
+export function addToProduct(product: Value, addend: Value): Value {
+  const { operator, inputs, attributes } = product.producer!;
+  return product.graph.add(operator, [...inputs, addend], [product], attributes)[0]!;
+}

@@ -8,8 +8,6 @@ interface RecomputedRegion extends Region {
   readonly boundary: ReadonlySet<Value>;
 }
 
-let counter = 0;
-
 /**
  * Builds a block whose inner values are computed again in the backward pass instead of being kept through it (gradient checkpointing; Chen et al., "Training deep
  * nets with sublinear memory cost", 2016).
@@ -23,7 +21,8 @@ export function recompute<T extends Value | readonly Value[]>(
 ): T {
   const graph = inputs[0]?.graph;
   if (!graph) throw new GraphError('recompute needs an input');
-  const region: RecomputedRegion = { name: `recompute_${counter++}`, boundary: new Set(inputs) };
+  // Named by the node that it starts at, so that the same graph always prints the same.
+  const region: RecomputedRegion = { name: `recompute_${graph.nodes.length}`, boundary: new Set(inputs) };
   return graph.inRegion(region, () => block(...inputs));
 }
 

@@ -1,7 +1,8 @@
+import { devices } from '../engine/device.js';
 import type { GenerateOptions } from '../workflows/generate.js';
 import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
-import { numberOption, repeatedOption, textOption, wholeOption } from './option.js';
+import { choiceOption, numberOption, repeatedOption, textOption, wholeOption } from './option.js';
 import { progressListener } from './progress.js';
 
 type Generate = (options: GenerateOptions) => Promise<readonly string[]>;
@@ -46,6 +47,13 @@ export function createGenerateCommand(
       wholeOption('--resolution <pixels>', "Side of the pictures (default: the run's)", { atLeast: 1 }),
     )
     .addOption(wholeOption('--threads <n>', 'Processors to use (default: all)', { atLeast: 1 }))
+    .addOption(
+      choiceOption(
+        '--device <name>',
+        'cpu, cuda, webgpu, dml or coreml (default: cpu; the others are new)',
+        devices,
+      ),
+    )
     .addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
   return command.action(async () => {
     requireFlags(command, ['prompt', 'outputDir'], EXAMPLE);

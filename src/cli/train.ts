@@ -1,3 +1,4 @@
+import { devices } from '../engine/device.js';
 import { personaliseDefaults, presets } from '../workflows/personalisation-settings.js';
 import type { PersonaliseOptions } from '../workflows/personalise.js';
 import { type CommandFactory, createCommand, requireFlags } from './command.js';
@@ -70,6 +71,11 @@ export function createTrainCommand(
       atLeast: 1,
     }),
     wholeOption('--threads <n>', 'Processors to use (default: all)', { atLeast: 1 }),
+    choiceOption(
+      '--device <name>',
+      'cpu, cuda, webgpu, dml or coreml (default: cpu; the others are new)',
+      devices,
+    ),
   ]);
   add('The method:', [
     choiceOption('--method <name>', `dpg or dreambooth (default: ${d.method})`, ['dpg', 'dreambooth']),

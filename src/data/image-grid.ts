@@ -16,33 +16,15 @@ export interface GridOptions {
   readonly enlarge?: number;
 }
 
-/**
- * Turns a model's picture into bytes.
- * @param values [3, height, width], RGB in [-1, 1]; what lies outside is clipped.
- */
-export function imageFromPlanes(values: ArrayLike<number>, width: number, height: number): RgbImage {
-  const plane = width * height;
-  if (values.length !== 3 * plane) {
-    throw new RangeError(
-      `internal: a ${width} x ${height} picture has ${3 * plane} values, got ${values.length}`,
-    );
-  }
-  // A clamped array rounds to the nearest byte and clips.
-  const pixels = new Uint8ClampedArray(3 * plane);
-  for (let i = 0; i < plane; i++) {
-    for (let channel = 0; channel < 3; channel++) {
-      pixels[3 * i + channel] = (values[channel * plane + i]! + 1) * 127.5;
-    }
-  }
-  return { width, height, pixels: new Uint8Array(pixels.buffer) };
-}
+/** Space between the pictures of a grid and around it, in pixels, where nothing else is asked for. */
+const GAP = 4;
 
 /**
  * Lays pictures of one size out in rows, on white. An incomplete last row is left white.
  * The result depends on the pixels alone, so equal runs give equal grids.
  */
 export function composeGrid(images: readonly RgbImage[], options: GridOptions): RgbImage {
-  const { columns, gap = 4, enlarge = 1 } = options;
+  const { columns, gap = GAP, enlarge = 1 } = options;
   const [first] = images;
   if (first === undefined) throw new RangeError('internal: a grid of no pictures');
   const odd = images.find((i) => i.width !== first.width || i.height !== first.height);
@@ -73,9 +55,47 @@ export function composeGrid(images: readonly RgbImage[], options: GridOptions): 
   return { width, height, pixels };
 }
 
+/**
+ * Cuts the pictures out of a grid that {@link composeGrid} laid out, not enlarged and with the default gap, row by row from the top.
+ * Undefined when a grid of so many rows and columns cannot have this size.
+ */
+export function cutGrid(grid: RgbImage, rows: number, columns: number): RgbImage[][] | undefined {
+  const width = (grid.width - GAP) / columns - GAP;
+  const height = (grid.height - GAP) / rows - GAP;
+  if (![width, height].every((side) => Number.isInteger(side) && side > 0)) return undefined;
+  return Array.from({ length: rows }, (_, row) =>
+    Array.from({ length: columns }, (_, column) => {
+      const [left, top] = [GAP + column * (width + GAP), GAP + row * (height + GAP)];
+      const pixels = new Uint8Array(3 * width * height);
+      for (let y = 0; y < height; y++) {
+        const start = 3 * ((top + y) * grid.width + left);
+        pixels.set(grid.pixels.subarray(start, start + 3 * width), 3 * y * width);
+      }
+      return { width, height, pixels };
+    }),
+  );
+}
+
 /** Encodes a picture without loss. Equal pixels give equal bytes. */
 export async function encodePng(image: RgbImage): Promise<Uint8Array> {
   return raw(image).png({ compressionLevel: 9, effort: 10, palette: false }).toBuffer();
+}
+
+/**
+ * Decodes a picture that {@link encodePng} encoded, with every pixel as it was, however large: for our own files, not for those of strangers.
+ * @param source the file's path, or its bytes.
+ */
+export async function decodePng(source: string | Uint8Array): Promise<RgbImage> {
+  const { data, info } = await sharp(source, { limitInputPixels: false, unlimited: true })
+    .toColourspace('srgb')
+    .removeAlpha()
+    .raw()
+    .toBuffer({ resolveWithObject: true });
+  return {
+    width: info.width,
+    height: info.height,
+    pixels: new Uint8Array(data.buffer, data.byteOffset, data.length),
+  };
 }
 
 /** Encodes a picture for a page that has to stay small: at most `side` pixels on its longer side, JPEG. */

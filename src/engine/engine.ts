@@ -9,7 +9,7 @@ export interface CompileOptions {
    * mapped from their file and are shared between programs. Default true.
    */
   readonly prepackWeights?: boolean;
-  /** Write the engine's own profile (one JSON event per operator) into files that begin with this path. */
+  /** Write the engine's own profile (a JSON event for each operator that runs) into a file whose path begins with this. */
   readonly profilePrefix?: string;
 }
 
@@ -26,11 +26,13 @@ export interface State {
 /** A compiled graph. */
 export interface Program {
   /**
-   * Runs the graph once. Inputs that are not fed are taken from `state`; the graph's updates are written to it. Returns the named outputs. Throws an
-   * EngineError when an input is missing or the device runs out of memory.
+   * Runs the graph once. Inputs that are not fed are taken from `state`; the graph's updates are written to it, all or, when the run fails, none. Names that the
+   * graph does not read are ignored. Returns the named outputs.
+   *
+   * @throws EngineError when an input is missing or of another type or shape, when the graph updates a state and none is given, or when memory runs out.
    */
   run(feeds: Readonly<Record<string, Tensor>>, state?: State): Promise<Record<string, Tensor>>;
-  /** Ends the profile, if one was asked for, and frees the program's memory. Resolves to the profile's path. */
+  /** Ends the profile, if one was asked for, and frees the program's memory. Resolves to the profile's path. It cannot be run any more. */
   release(): Promise<string | undefined>;
 }
 
@@ -38,6 +40,6 @@ export interface Program {
 export interface Engine {
   compile(graph: Graph, options?: CompileOptions): Promise<Program>;
   state(tensors: NamedTensors): Promise<State>;
-  /** Waits for the run in progress, then frees everything. */
+  /** Waits for what was asked before, then frees everything. Later calls of the engine, its programs and its states are refused with an EngineError. */
   close(): Promise<void>;
 }

@@ -1,4 +1,13 @@
-import type { Tensor } from '../tensor/tensor.js';
+import type { DType } from '../tensor/dtype.js';
+import type { Shape, Tensor } from '../tensor/tensor.js';
+import type { Device } from './device.js';
+
+/** What a program reads: what is fed or found in the state has to be of this type and shape. */
+export interface InputSpec {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: Shape;
+}
 
 /** What the engine asks of its worker thread, and what comes back. Every request gets one reply with the same id. */
 export type Request =
@@ -6,11 +15,12 @@ export type Request =
       readonly kind: 'compile';
       readonly program: number;
       readonly bytes: Uint8Array;
-      readonly inputs: readonly string[];
+      readonly inputs: readonly InputSpec[];
       readonly outputs: ReadonlyMap<string, string>;
       readonly updates: ReadonlyMap<string, string>;
       readonly externalFolder: string | undefined;
       readonly threads: number;
+      readonly device: Device;
       readonly prepackWeights: boolean;
       readonly profilePrefix: string | undefined;
     }
@@ -21,6 +31,7 @@ export type Request =
       readonly state: number | undefined;
     }
   | { readonly kind: 'release'; readonly program: number }
+  | { readonly kind: 'state'; readonly state: number; readonly tensors: ReadonlyMap<string, Tensor> }
   | { readonly kind: 'write'; readonly state: number; readonly tensors: ReadonlyMap<string, Tensor> }
   | { readonly kind: 'read'; readonly state: number; readonly names: readonly string[] | undefined }
   | { readonly kind: 'drop'; readonly state: number }
@@ -30,6 +41,7 @@ export interface ReplyOf {
   compile: undefined;
   run: Record<string, Tensor>;
   release: string | undefined;
+  state: undefined;
   write: undefined;
   read: Map<string, Tensor>;
   drop: undefined;

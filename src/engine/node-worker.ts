@@ -1,12 +1,16 @@
+import { readdirSync } from 'node:fs';
+import path from 'node:path';
 import { parentPort } from 'node:worker_threads';
 import * as ort from 'onnxruntime-node';
 import { EngineError } from '../errors.js';
 import type { DType } from '../tensor/dtype.js';
 import { type Tensor, tensor } from '../tensor/tensor.js';
-import type { Reply, ReplyOf, Request } from './node-protocol.js';
+import { deviceFault } from './device.js';
+import type { InputSpec, Reply, ReplyOf, Request } from './node-protocol.js';
 
 type Compile = Extract<Request, { kind: 'compile' }>;
 type Run = Extract<Request, { kind: 'run' }>;
+type StateValues = Map<string, ort.Tensor>;
 
 interface Compiled {
   readonly session: ort.InferenceSession;
@@ -14,83 +18,122 @@ interface Compiled {
 }
 
 const programs = new Map<number, Compiled>();
-const states = new Map<number, Map<string, ort.Tensor>>();
+const states = new Map<number, StateValues>();
 
 const toRuntime = (t: Tensor): ort.Tensor =>
   new ort.Tensor(t.dtype as 'float32', t.data as Float32Array, t.shape);
 const toHost = (t: ort.Tensor): Tensor => tensor(t.type as DType, t.dims, t.data as Float32Array);
 
+/** Only fatal messages are printed: everything else comes back as an error, or is about constant folding and unused initializers. */
+const FATAL = 4;
+
 async function compile(request: Compile): Promise<undefined> {
+  const { device } = request;
+  // A device that the package was not built with would be left out in silence.
+  if (device !== 'cpu' && !ort.listSupportedBackends().some(({ name }) => name === device)) {
+    throw new EngineError(deviceFault(device, 'ONNX Runtime for this platform does not have it'));
+  }
   const session: Record<string, unknown> = {};
   if (request.externalFolder) session.model_external_initializers_file_folder_path = request.externalFolder;
   if (!request.prepackWeights) session.disable_prepacking = '1';
   const options: ort.InferenceSession.SessionOptions = {
-    executionProviders: ['cpu'],
+    executionProviders: device === 'cpu' ? ['cpu'] : [device, 'cpu'],
     graphOptimizationLevel: 'all',
     intraOpNumThreads: request.threads,
     interOpNumThreads: 1,
     // The planned arena keeps every intermediate's place for the whole run: twice the peak on a training graph.
     enableMemPattern: false,
-    // Warnings about constant folding and unused initializers are not the user's.
-    logSeverityLevel: 3,
+    logSeverityLevel: FATAL,
     extra: { session },
     ...(request.profilePrefix ? { enableProfiling: true, profileFilePrefix: request.profilePrefix } : {}),
   };
-  programs.set(request.program, {
-    session: await ort.InferenceSession.create(request.bytes, options),
-    request,
+  const created = ort.InferenceSession.create(request.bytes, options).catch((error: unknown) => {
+    // A device that is not there throws, although the processor is listed after it.
+    if (device === 'cpu') throw error;
+    throw new EngineError(deviceFault(device, error instanceof Error ? error.message : String(error)));
   });
+  programs.set(request.program, { session: await created, request });
   return undefined;
+}
+
+const described = (dtype: string, shape: readonly number[]): string => `${dtype} [${shape.join(', ')}]`;
+
+/** The value of an input: what is fed goes before what the state holds. */
+function inputValue(
+  { name, dtype, shape }: InputSpec,
+  fed: Tensor | undefined,
+  state: StateValues | undefined,
+): ort.Tensor {
+  const value = fed ? { dtype: fed.dtype, shape: fed.shape } : undefined;
+  const kept = fed ? undefined : state?.get(name);
+  const found = value ?? (kept && { dtype: kept.type, shape: kept.dims });
+  if (!found) {
+    throw new EngineError(
+      `The input "${name}" (${described(dtype, shape)}) is missing: it was not fed and ${state ? 'the state does not hold it' : 'no state was given'}.`,
+    );
+  }
+  if (found.dtype !== dtype || found.shape.join() !== shape.join()) {
+    throw new EngineError(
+      `The input "${name}" takes ${described(dtype, shape)}, but ${fed ? 'what was fed' : 'what the state holds'} is ${described(found.dtype, found.shape)}. A program is compiled for one shape: compile the graph again for another.`,
+    );
+  }
+  return kept ?? toRuntime(fed!);
 }
 
 async function run(request: Run): Promise<Record<string, Tensor>> {
   const program = programs.get(request.program);
-  if (!program) throw new Error('internal: the program was released');
-  const state = request.state === undefined ? undefined : states.get(request.state);
+  if (!program) throw new EngineError('The program was released; compile the graph again.');
+  const { inputs, outputs, updates } = program.request;
+  const state = request.state === undefined ? undefined : stateOf(request.state);
+  if (updates.size > 0 && !state) {
+    throw new EngineError(
+      `The program updates ${[...updates.keys()].map((name) => `"${name}"`).join(', ')}: run it with a state.`,
+    );
+  }
   const feeds: Record<string, ort.Tensor> = {};
-  for (const name of program.request.inputs) {
-    const fed = request.feeds[name];
-    const value = fed ? toRuntime(fed) : state?.get(name);
-    if (!value) throw new EngineError(`input "${name}" was neither fed nor found in the state`);
-    feeds[name] = value;
-  }
+  for (const spec of inputs) feeds[spec.name] = inputValue(spec, request.feeds[spec.name], state);
   const results = await program.session.run(feeds);
-  for (const [name, encoded] of program.request.updates) {
-    if (!state) throw new EngineError(`the program updates "${name}": run it with a state`);
-    state.set(name, results[encoded]!);
-  }
-  return Object.fromEntries(
-    [...program.request.outputs].map(([name, encoded]) => [name, toHost(results[encoded]!)]),
-  );
+  for (const [name, encoded] of updates) state!.set(name, results[encoded]!);
+  return Object.fromEntries([...outputs].map(([name, encoded]) => [name, toHost(results[encoded]!)]));
 }
 
 async function release(id: number): Promise<string | undefined> {
   const program = programs.get(id);
   if (!program) return undefined;
   programs.delete(id);
-  if (program.request.profilePrefix) program.session.endProfiling();
+  const { profilePrefix } = program.request;
+  if (profilePrefix) program.session.endProfiling();
   await program.session.release();
-  return program.request.profilePrefix;
+  return profilePrefix && profileFile(profilePrefix);
+}
+
+/** The runtime puts the time behind the prefix, so of several files the last one was written last. */
+function profileFile(prefix: string): string | undefined {
+  const [folder, start] = [path.dirname(prefix), path.basename(prefix)];
+  const files = readdirSync(folder).filter((f) => f.startsWith(`${start}_`) && f.endsWith('.json'));
+  const last = files.sort().at(-1);
+  return last && path.join(folder, last);
+}
+
+function stateOf(id: number): StateValues {
+  const state = states.get(id);
+  if (!state) throw new EngineError('The state was released.');
+  return state;
 }
 
 function read(id: number, names: readonly string[] | undefined): Map<string, Tensor> {
-  const state = states.get(id);
-  if (!state) throw new Error('internal: the state was released');
+  const state = stateOf(id);
   return new Map(
     (names ?? [...state.keys()]).map((name) => {
       const value = state.get(name);
-      if (!value) throw new EngineError(`the state has no tensor "${name}"`);
+      if (!value) throw new EngineError(`The state has no tensor "${name}".`);
       return [name, toHost(value)];
     }),
   );
 }
 
 function write(id: number, tensors: ReadonlyMap<string, Tensor>): undefined {
-  let state = states.get(id);
-  if (!state) {
-    state = new Map();
-    states.set(id, state);
-  }
+  const state = stateOf(id);
   for (const [name, t] of tensors) state.set(name, toRuntime(t));
   return undefined;
 }
@@ -103,6 +146,9 @@ async function answer(request: Request): Promise<ReplyOf[Request['kind']]> {
       return run(request);
     case 'release':
       return release(request.program);
+    case 'state':
+      states.set(request.state, new Map());
+      return write(request.state, request.tensors);
     case 'write':
       return write(request.state, request.tensors);
     case 'read':

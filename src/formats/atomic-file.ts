@@ -20,6 +20,7 @@ const remedies: Readonly<Record<string, string>> = {
   EROFS: 'the file system is read-only; choose a folder on another one',
   ENOENT: 'its folder does not exist; create the folder first',
   ENOTDIR: 'a part of its path is a file, not a folder; choose another path',
+  EEXIST: 'a file of that name is in the way; remove it, or choose another name',
   EISDIR: 'a folder of that name is in the way; remove it, or choose another name',
   ENOTEMPTY: 'a folder of that name is in the way; remove it, or choose another name',
   ENAMETOOLONG: 'its name is too long; choose a shorter one',

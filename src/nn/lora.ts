@@ -1,4 +1,3 @@
-import { add, mul } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
 import type { Shape } from '../tensor/tensor.js';
@@ -13,8 +12,7 @@ import {
 /** y + scale * up(down(x)) for rows x [N, in] and y [N, out] (Hu et al., "LoRA", arXiv 2106.09685, eq. 3). */
 export function addLora(y: Value, x: Value, { down, up, scale }: LoraFactors): Value {
   const narrow = gemm(x, down, { transB: true }); // [N, rank]
-  const update = gemm(narrow, up, { transB: true }); // [N, out]
-  return add(y, scale === 1 ? update : mul(update, scale));
+  return gemm(narrow, up, { transB: true, alpha: scale, c: y }); // [N, out]
 }
 
 export interface LoraOptions {

@@ -1,7 +1,7 @@
 import { add, div, minimum, mul, sqrt, square } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { sum } from '../onnx/reduction.js';
-import { flatten, groups } from './optimizer.js';
+import { flatten, groups, unflatten } from './optimizer.js';
 
 /** The Euclidean norm of all gradients together. */
 export function globalNorm(gradients: readonly Value[]): Value {
@@ -18,5 +18,15 @@ export function clipByGlobalNorm(
 ): { clipped: Value[]; norm: Value } {
   const norm = globalNorm(gradients);
   const factor = minimum(div(maxNorm, add(norm, 1e-6)), 1);
-  return { clipped: gradients.map((g) => mul(g, factor)), norm };
+  const clipped = new Array<Value>(gradients.length);
+  for (const members of groups(gradients.map((g) => g.shape))) {
+    const scaled = mul(flatten(members.map((i) => gradients[i]!)), factor);
+    unflatten(
+      scaled,
+      members.map((i) => gradients[i]!.shape),
+    ).forEach((v, n) => {
+      clipped[members[n]!] = v;
+    });
+  }
+  return { clipped, norm };
 }

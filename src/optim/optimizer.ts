@@ -37,12 +37,24 @@ export function groups(shapes: readonly Shape[]): number[][] {
   return small.length ? [small, ...result] : result;
 }
 
-/** Strings tensors together into one vector. */
+/** Strings tensors together into one vector: the vector itself, where `unflatten` has just cut them from it. */
 export function flatten(values: readonly Value[]): Value {
-  return concat(
-    values.map((v) => reshape(v, [-1])),
-    0,
-  );
+  const pieces = values.map(asVector);
+  const first = pieces[0]!;
+  const cut = first.producer;
+  if (
+    cut?.operator === 'Split' &&
+    cut.outputs.length === pieces.length &&
+    cut.outputs.every((v, i) => v === pieces[i])
+  ) {
+    return cut.inputs[0]!;
+  }
+  return concat(pieces, 0);
+}
+
+function asVector(value: Value): Value {
+  const source = value.producer?.operator === 'Reshape' ? value.producer.inputs[0]! : value;
+  return source.rank === 1 ? source : reshape(value, [-1]);
 }
 
 /** Cuts a vector into tensors of these shapes. */

@@ -1,7 +1,7 @@
 import { sampleDdim } from '../diffusion/ddim.js';
 import { withGuidance } from '../diffusion/guidance.js';
 import type { Engine, Program, State } from '../engine/engine.js';
-import { CancelledError } from '../errors.js';
+import { CancelledError, ModelError } from '../errors.js';
 import { div } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
 import { Random } from '../tensor/random.js';
@@ -56,6 +56,7 @@ export class TextToImage {
     private readonly decodeProgram: Program,
   ) {}
 
+  /** Compiles the programs for one resolution and batch. With `lora`, every `draw` needs a `state` that holds the factors. */
   static async create(
     model: StableDiffusion,
     engine: Engine,
@@ -123,6 +124,7 @@ export class TextToImage {
     return condition as Tensor<'float32'>;
   }
 
+  /** Frees the programs' memory. */
   async release(): Promise<void> {
     for (const program of [this.textProgram, this.denoiseProgram, this.decodeProgram])
       await program.release();
@@ -143,7 +145,7 @@ export class TextToImage {
     const noise = stack(filled.map(({ seed }) => new Random(seed, 'latents').normals([1, ...this.shape])));
     const doubled = 2 * this.batch;
     const denoise = async (sample: Tensor<'float32'>, t: number) => {
-      if (signal?.aborted) throw new CancelledError('Stopped while drawing.');
+      if (signal?.aborted) throw new CancelledError('Stopped while drawing; the same command starts again.');
       const timestep = int64([doubled], new Array<number>(doubled).fill(t));
       const { prediction } = await this.denoiseProgram.run({ sample, timestep, condition }, state);
       return prediction as Tensor<'float32'>;
@@ -156,6 +158,11 @@ export class TextToImage {
       onStep,
     });
     const { pixels } = await this.decodeProgram.run({ latents });
+    if (!(pixels as Tensor<'float32'>).data.every(Number.isFinite)) {
+      throw new ModelError(
+        `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. Its weights, or the LoRA, are damaged or diverged.`,
+      );
+    }
     return requests.map((_, i) => imageFrom(pixels as Tensor<'float32'>, i));
   }
 }

@@ -35,6 +35,8 @@ export interface PersonalisationInputs {
   readonly run: RunFolder;
   readonly instances: { readonly latents: LatentCache; readonly text: RowText };
   readonly priors?: { readonly latents: LatentCache; readonly text: RowText };
+  /** Stands for the class pictures: a resumed run must have the same ones. */
+  readonly priorDigest: string;
   readonly onEvent?: TrainingListener;
   readonly signal?: AbortSignal;
 }
@@ -76,7 +78,14 @@ export class Personalisation {
       ...accumulatorState(factors, settings.gradientAccumulationSteps),
     ]);
     const { restored } = run;
-    if (restored) requireSameState(initial, restored.tensors, restored.path);
+    if (restored) {
+      requireSameState(initial, restored.tensors, restored.path);
+      if (restored.progress.priorDigest !== inputs.priorDigest) {
+        throw new RunError(
+          `${restored.path}: this run was trained with other class pictures. Put them back, or start again in another output folder.`,
+        );
+      }
+    }
     const state = await engine.state(restored?.tensors ?? initial);
     const micro = await engine.compile(graphs.micro);
     const apply = graphs.apply && (await engine.compile(graphs.apply));
@@ -150,7 +159,13 @@ export class Personalisation {
   }
 
   async #save(step: number): Promise<void> {
-    const entry = await this.inputs.run.saveCheckpoint(step, await this.state.read());
+    const tensors = await this.state.read();
+    for (const [name, t] of tensors) {
+      if (!(t.data as Float32Array).every(Number.isFinite))
+        throw this.#diverged(step, `${name} holds values that are not finite`);
+    }
+    const { run, priorDigest } = this.inputs;
+    const entry = await run.saveCheckpoint(step, tensors, { priorDigest });
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 
@@ -185,19 +200,21 @@ export class Personalisation {
     }
     if (this.apply) gradientNorm = scalarOf((await this.apply.run(updateFeeds, this.state)).gradientNorm);
     const loss = sums.get('loss')!;
-    if (![...sums.values(), gradientNorm].every(Number.isFinite)) throw this.#diverged(step);
+    if (![...sums.values(), gradientNorm].every(Number.isFinite)) {
+      throw this.#diverged(step, 'the loss or the gradient is not finite');
+    }
     return { step, ...(Object.fromEntries(sums) as { loss: number }), loss, gradientNorm, learningRate };
   }
 
-  #diverged(step: number): DivergedError {
-    const last = this.settings.checkpointingSteps * Math.floor((step - 1) / this.settings.checkpointingSteps);
-    const kept = Math.max(last, this.fromStep);
-    const critic = this.settings.objective.method === 'dpg' ? ' or --critic-learning-rate' : '';
-    const advice = `Lower --learning-rate${critic}, lower --max-grad-norm, or add --lr-warmup-steps`;
+  #diverged(step: number, what: string): DivergedError {
+    const { checkpointingSteps, objective } = this.settings;
+    const kept = Math.max(checkpointingSteps * Math.floor((step - 1) / checkpointingSteps), this.fromStep);
+    const critic = objective.method === 'dpg' ? ' or --critic-learning-rate' : '';
+    const advice = `lower --learning-rate${critic}, or lower --max-grad-norm`;
     return new DivergedError(
       kept > 0
-        ? `The loss or the gradient is not a finite number any more at step ${step}. The checkpoint of step ${kept} in ${this.inputs.run.path} is good and was kept. ${advice}.`
-        : `The loss or the gradient is not a finite number any more at step ${step}, before the first checkpoint. ${advice}.`,
+        ? `Training diverged at step ${step}: ${what}. The checkpoint of step ${kept} in ${this.inputs.run.path} is good and was kept. Go on from it with --resume-from-checkpoint latest and ${advice}.`
+        : `Training diverged at step ${step}, before the first checkpoint: ${what}. Start again and ${advice}, or add --lr-warmup-steps.`,
     );
   }
 

@@ -1,4 +1,4 @@
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { autoencodingLoss } from '../algorithms/autoencoding.js';
 import { denoisingLoss, minSnrWeights } from '../algorithms/denoising.js';
@@ -6,9 +6,11 @@ import { renderExamples } from '../data/world/render.js';
 import { worldVocabulary } from '../data/world/vocabulary.js';
 import { coefficients, noisySample } from '../diffusion/look-forward.js';
 import { readScheduler } from '../diffusion/scheduler-config.js';
-import type { Engine } from '../engine/engine.js';
-import { writeFileAtomic } from '../formats/atomic-file.js';
-import { type Json, parseConfig } from '../formats/json-config.js';
+import type { Engine, Program, State } from '../engine/engine.js';
+import { CancelledError, DivergedError } from '../errors.js';
+import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import { type Config, type Json, parseConfig } from '../formats/json-config.js';
+import { readConfigFile } from '../formats/json-config-file.js';
 import { writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { downscale, encodeLatents, readAutoencoderKLConfig } from '../models/autoencoder-kl.js';
 import { clipText, readClipTextConfig } from '../models/clip-text.js';
@@ -16,15 +18,21 @@ import { readUNet2DConditionConfig, unet2DCondition } from '../models/unet-2d-co
 import { InputParameters, Scope } from '../nn/parameters.js';
 import { mul } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
-import { openModelFolder } from '../pretrained/model-folder.js';
-import { openTokenizer } from '../pretrained/tokenizer.js';
+import { type ClipTokenizer, openTokenizer } from '../pretrained/tokenizer.js';
 import { writeWordTokenizer } from '../pretrained/word-tokenizer.js';
 import { encodeHalf } from '../tensor/half.js';
 import { Random } from '../tensor/random.js';
 import { elementCount, float32, int64, type Tensor, tensor } from '../tensor/tensor.js';
 import { BASE_PROMPT_LENGTH, BASE_RESOLUTION, baseModelConfigs } from './base-model.js';
 import type { TrainingEvent } from './events.js';
-import { type FullTrainingSettings, trainFully } from './full-training.js';
+import {
+  type FullTrainingSettings,
+  nonFiniteTensor,
+  requireSamePlan,
+  type TrainingPlan,
+  trainFully,
+} from './full-training.js';
+import { RunLock } from './run-lock.js';
 
 export interface PretrainOptions {
   /** Becomes a diffusers model folder; the training state is kept in its `training/` until it is deleted by hand. */
@@ -56,14 +64,28 @@ interface Dataset {
 
 /**
  * Trains the small base model from nothing on the synthetic world: first the autoencoder, then text encoder and denoiser together, and writes it as a diffusers folder
- * with half-precision weights. Everything follows from the seed; stopped at any moment, the same call goes on where the last saved state left off.
+ * with half-precision weights. Everything follows from the seed; stopped at any moment, the same call goes on where the last saved state left off. The model's own
+ * files are written at the very end, so until then the folder is no model, or still the one it was.
+ *
+ * @throws CancelledError when the signal is raised. RunError when another process is writing there, or the saved state is of other settings. DivergedError when the
+ * training leaves the finite numbers. OutputError when the folder cannot be written.
  */
 export async function pretrain(options: PretrainOptions): Promise<void> {
-  const { output, engine, seed, onEvent } = options;
+  const lock = await RunLock.acquire(options.output);
+  try {
+    await pretrainLocked(options);
+  } finally {
+    await lock.release();
+  }
+}
+
+async function pretrainLocked(options: PretrainOptions): Promise<void> {
+  const { output, engine, seed, onEvent, signal } = options;
   const work = join(output, 'training');
-  await mkdir(work, { recursive: true });
-  await writeWordTokenizer(join(output, 'tokenizer'), worldVocabulary(), BASE_PROMPT_LENGTH);
-  await writeConfigs(output, 1);
+  const tokenizer = await writeTokenizer(join(work, 'tokenizer'));
+  await removeStaleTemporaries(work);
+  const plans = planTraining(options, tokenizer.vocabularySize);
+  for (const plan of Object.values(plans)) await requireSamePlan(work, plan);
   const data = await drawWorld(options);
   const settings: FullTrainingSettings = {
     engine,
@@ -71,20 +93,62 @@ export async function pretrain(options: PretrainOptions): Promise<void> {
     random: new Random(seed, 'initial'),
     checkpointingSteps: options.checkpointingSteps,
     ...(onEvent ? { onEvent } : {}),
-    ...(options.signal ? { signal: options.signal } : {}),
+    ...(signal ? { signal } : {}),
   };
-  const vae = await trainAutoencoder(options, settings, data);
+  const vae = await trainAutoencoder(options, settings, plans.autoencoder, data);
   const { latents, scalingFactor } = await encodeAll(options, vae, data);
-  await writeConfigs(output, scalingFactor);
-  const denoiser = await trainDenoiser(options, settings, data, latents);
-  for (const [component, file] of Object.entries(weightFiles)) {
-    const source = component === 'vae' ? vae : denoiser;
-    await writeSafetensorsFile(
-      join(output, component, file),
-      halfWeights(source, `${component}.`),
-      pytorchFormat,
-    );
-  }
+  const configs = baseModelConfigs(tokenizer.vocabularySize, scalingFactor);
+  const model = { tokenizer, configs, latents };
+  const denoiser = await trainDenoiser(options, settings, plans.denoiser, data, model);
+  await writeModel(output, configs, new Map([...vae, ...denoiser]));
+}
+
+function planTraining(
+  { seed, examples, vaeSteps, vaeBatchSize, steps, batchSize, learningRate }: PretrainOptions,
+  vocabularySize: number,
+): Readonly<Record<'autoencoder' | 'denoiser', TrainingPlan>> {
+  const autoencoder: TrainingPlan = {
+    name: 'autoencoder',
+    steps: vaeSteps,
+    learningRate: 2e-3,
+    warmupSteps: 100,
+    maxEmaDecay: 0.998,
+    data: { seed, examples, resolution: BASE_RESOLUTION, batchSize: vaeBatchSize },
+  };
+  const denoiser: TrainingPlan = {
+    name: 'denoiser',
+    steps,
+    learningRate,
+    warmupSteps: 100,
+    maxEmaDecay: 0.9985,
+    data: {
+      ...autoencoder.data,
+      batchSize,
+      promptLength: BASE_PROMPT_LENGTH,
+      vocabularySize,
+      // Its latents are the autoencoder's.
+      autoencoder: { batchSize: vaeBatchSize, steps: vaeSteps, learningRate: autoencoder.learningRate },
+    },
+  };
+  return { autoencoder, denoiser };
+}
+
+async function makeFolder(path: string): Promise<void> {
+  await mkdir(path, { recursive: true }).catch((error: unknown) => {
+    throw outputError(path, error);
+  });
+}
+
+/** Writes the tokenizer of the world's words, and opens it. */
+async function writeTokenizer(folder: string): Promise<ClipTokenizer> {
+  await makeFolder(folder);
+  await writeWordTokenizer(folder, worldVocabulary(), BASE_PROMPT_LENGTH);
+  const files = (await readdir(folder)).sort();
+  const config = await readConfigFile(join(folder, 'tokenizer_config.json'));
+  return openTokenizer(
+    { name: 'tokenizer', className: 'CLIPTokenizer', folder, files, config },
+    BASE_PROMPT_LENGTH,
+  );
 }
 
 const weightFiles = {
@@ -96,8 +160,9 @@ const weightFiles = {
 /** The entry by which transformers recognises the file. */
 const pytorchFormat = new Map([['format', 'pt']]);
 
+/** @throws DivergedError when a value is too large for half precision. */
 function halfWeights(parameters: ReadonlyMap<string, Tensor>, prefix: string): Map<string, Tensor> {
-  return new Map(
+  const weights = new Map<string, Tensor>(
     [...parameters]
       .filter(([name]) => name.startsWith(prefix))
       .map(([name, t]) => [
@@ -105,28 +170,62 @@ function halfWeights(parameters: ReadonlyMap<string, Tensor>, prefix: string): M
         tensor('float16', t.shape, encodeHalf(t.data as Float32Array)),
       ]),
   );
+  const bad = nonFiniteTensor(weights);
+  if (bad !== undefined) {
+    throw new DivergedError(
+      `${prefix}${bad} has a value beyond half precision. Start in another output folder with a lower learning rate or another seed.`,
+    );
+  }
+  return weights;
 }
 
-/** Writes all configuration files. */
-async function writeConfigs(output: string, scalingFactor: number): Promise<void> {
-  const write = async (configs: Record<string, Json>) => {
-    for (const [name, config] of Object.entries(configs)) {
-      await mkdir(dirname(join(output, name)), { recursive: true });
-      await writeFileAtomic(join(output, name), `${JSON.stringify(config, null, 2)}\n`);
-    }
-  };
-  await write(baseModelConfigs(2, scalingFactor));
-  const { tokenizer } = (await openModelFolder(output)).components;
-  const { vocabularySize } = await openTokenizer(tokenizer, BASE_PROMPT_LENGTH);
-  await write(baseModelConfigs(vocabularySize, scalingFactor));
+const indexFile = 'model_index.json';
+
+/** Writes the finished model. Without its index a folder is no model, so that goes first and comes back last: at no moment do parts of two models pass for one. */
+async function writeModel(
+  output: string,
+  configs: Readonly<Record<string, Json>>,
+  parameters: ReadonlyMap<string, Tensor>,
+): Promise<void> {
+  const weights = Object.entries(weightFiles).map(
+    ([component, file]) => [join(output, component, file), halfWeights(parameters, `${component}.`)] as const,
+  );
+  await rm(join(output, indexFile), { force: true }).catch((error: unknown) => {
+    throw outputError(join(output, indexFile), error);
+  });
+  await writeTokenizer(join(output, 'tokenizer'));
+  const { [indexFile]: index, ...others } = configs;
+  for (const [name, config] of Object.entries(others)) {
+    await makeFolder(dirname(join(output, name)));
+    await writeConfig(join(output, name), config!);
+  }
+  for (const [path, tensors] of weights) await writeSafetensorsFile(path, tensors, pytorchFormat);
+  await writeConfig(join(output, indexFile), index!);
 }
 
-async function drawWorld({ seed, examples, onEvent }: PretrainOptions): Promise<Dataset> {
+async function writeConfig(path: string, config: Json): Promise<void> {
+  await writeFileAtomic(path, `${JSON.stringify(config, null, 2)}\n`);
+}
+
+function configOf(configs: Readonly<Record<string, Json>>, name: string): Config {
+  return parseConfig(JSON.stringify(configs[name]), name);
+}
+
+/** @throws CancelledError when the signal is raised. */
+function throwIfStopped(signal: AbortSignal | undefined, doing: string): void {
+  if (!signal?.aborted) return;
+  throw new CancelledError(
+    `Stopped while ${doing}; what was trained before is saved, and the same command goes on from there.`,
+  );
+}
+
+async function drawWorld({ seed, examples, onEvent, signal }: PretrainOptions): Promise<Dataset> {
   const plane = BASE_RESOLUTION ** 2;
   const pixels = new Uint8Array(examples * 3 * plane);
   const captions: string[] = [];
   const chunk = 500;
   for (let start = 0; start < examples; start += chunk) {
+    throwIfStopped(signal, 'drawing the world');
     const drawn = await renderExamples(seed, start, Math.min(chunk, examples - start), BASE_RESOLUTION);
     for (const { example, pixels: rgb } of drawn) {
       const offset = captions.length * 3 * plane;
@@ -151,15 +250,15 @@ function pixelBatch(data: Dataset, indices: readonly number[]): Tensor<'float32'
   return float32([indices.length, 3, BASE_RESOLUTION, BASE_RESOLUTION], batch);
 }
 
+/** The vocabulary and the scaling factor are no part of the autoencoder itself. */
 function vaeConfig() {
-  return readAutoencoderKLConfig(
-    parseConfig(JSON.stringify(baseModelConfigs(2, 1)['vae/config.json']), 'vae/config.json'),
-  );
+  return readAutoencoderKLConfig(configOf(baseModelConfigs(2, 1), 'vae/config.json'));
 }
 
 async function trainAutoencoder(
   options: PretrainOptions,
   settings: FullTrainingSettings,
+  plan: TrainingPlan,
   data: Dataset,
 ): Promise<Map<string, Tensor>> {
   const { seed, vaeBatchSize: b } = options;
@@ -177,7 +276,7 @@ async function trainAutoencoder(
   );
   return trainFully(
     {
-      name: 'autoencoder',
+      ...plan,
       graph,
       loss,
       metrics: { reconstruction, divergence },
@@ -187,10 +286,6 @@ async function trainAutoencoder(
         const indices = Array.from({ length: b }, () => random.int(data.captions.length));
         return { pixels: pixelBatch(data, indices), noise: random.normals(noiseShape) };
       },
-      steps: options.vaeSteps,
-      learningRate: 2e-3,
-      warmupSteps: 100,
-      maxEmaDecay: 0.998,
     },
     settings,
   );
@@ -198,7 +293,7 @@ async function trainAutoencoder(
 
 /** The posterior means of all pictures, and the factor that brings them to variance 1. */
 async function encodeAll(
-  { engine, onEvent }: PretrainOptions,
+  { engine, onEvent, signal }: PretrainOptions,
   vae: ReadonlyMap<string, Tensor>,
   data: Dataset,
 ): Promise<{ latents: Tensor<'float32'>; scalingFactor: number }> {
@@ -207,21 +302,32 @@ async function encodeAll(
   const graph = new Graph('encoder');
   const pixels = graph.input('pixels', 'float32', [b, 3, BASE_RESOLUTION, BASE_RESOLUTION]);
   graph.output('latents', encodeLatents(new Scope(new InputParameters(graph, 'vae.')), config, pixels).mean);
-  const program = await engine.compile(graph);
-  const state = await engine.state(vae);
   const count = data.captions.length;
   const side = BASE_RESOLUTION / downscale(config);
   const latents = new Float32Array(elementCount([count, config.latentChannels, side, side]));
   const size = latents.length / count;
-  for (let start = 0; start < count; start += b) {
-    const indices = Array.from({ length: b }, (_, i) => Math.min(start + i, count - 1));
-    const { latents: batch } = await program.run({ pixels: pixelBatch(data, indices) }, state);
-    const kept = (batch!.data as Float32Array).subarray(0, Math.min(b, count - start) * size);
-    latents.set(kept, start * size);
-    onEvent?.({ kind: 'stage', name: 'encoding the world', done: Math.min(count, start + b), total: count });
+  const held: (Program | State)[] = [];
+  try {
+    const program = await engine.compile(graph);
+    held.push(program);
+    const state = await engine.state(vae);
+    held.push(state);
+    for (let start = 0; start < count; start += b) {
+      throwIfStopped(signal, 'encoding the world');
+      const indices = Array.from({ length: b }, (_, i) => Math.min(start + i, count - 1));
+      const { latents: batch } = await program.run({ pixels: pixelBatch(data, indices) }, state);
+      const kept = (batch!.data as Float32Array).subarray(0, Math.min(b, count - start) * size);
+      latents.set(kept, start * size);
+      onEvent?.({
+        kind: 'stage',
+        name: 'encoding the world',
+        done: Math.min(count, start + b),
+        total: count,
+      });
+    }
+  } finally {
+    await Promise.allSettled(held.map((resource) => resource.release()));
   }
-  await program.release();
-  await state.release();
   let [total, squares] = [0, 0];
   for (const x of latents) {
     total += x;
@@ -232,18 +338,26 @@ async function encodeAll(
   return { latents: float32([count, config.latentChannels, side, side], latents), scalingFactor };
 }
 
+/** What the denoiser is trained between. */
+interface DenoiserSurroundings {
+  readonly tokenizer: ClipTokenizer;
+  readonly configs: Readonly<Record<string, Json>>;
+  /** Not scaled: [N, C, h, w]. */
+  readonly latents: Tensor<'float32'>;
+}
+
 async function trainDenoiser(
   options: PretrainOptions,
   settings: FullTrainingSettings,
+  plan: TrainingPlan,
   data: Dataset,
-  latents: Tensor<'float32'>,
+  { tokenizer, configs, latents }: DenoiserSurroundings,
 ): Promise<Map<string, Tensor>> {
-  const { seed, batchSize: b, output } = options;
-  const folder = await openModelFolder(output);
-  const { unet, text_encoder: textEncoder, vae, scheduler, tokenizer } = folder.components;
-  const { encode } = await openTokenizer(tokenizer, BASE_PROMPT_LENGTH);
-  const { schedule } = readScheduler(scheduler.config);
-  const { scalingFactor } = readAutoencoderKLConfig(vae.config);
+  const { seed, batchSize: b } = options;
+  const { schedule } = readScheduler(configOf(configs, 'scheduler/scheduler_config.json'));
+  const { scalingFactor } = readAutoencoderKLConfig(configOf(configs, 'vae/config.json'));
+  const textConfig = readClipTextConfig(configOf(configs, 'text_encoder/config.json'));
+  const unetConfig = readUNet2DConditionConfig(configOf(configs, 'unet/config.json'));
   const sampleShape = [b, ...latents.shape.slice(1)];
 
   const graph = new Graph('denoiser');
@@ -253,20 +367,20 @@ async function trainDenoiser(
   const noise = graph.input('noise', 'float32', sampleShape);
   const timestep = graph.input('timesteps', 'int64', [b]);
   const tokens = graph.input('tokens', 'int64', [b, BASE_PROMPT_LENGTH]);
-  const condition = clipText(new Scope(textParameters), readClipTextConfig(textEncoder.config), tokens);
-  const prediction = unet2DCondition(new Scope(unetParameters), readUNet2DConditionConfig(unet.config), {
+  const condition = clipText(new Scope(textParameters), textConfig, tokens);
+  const prediction = unet2DCondition(new Scope(unetParameters), unetConfig, {
     sample: noisySample(clean, noise, coefficients(graph, schedule, timestep)),
     timestep,
     encoderHiddenStates: condition,
   });
   const loss = denoisingLoss(prediction, noise, minSnrWeights(schedule, timestep, MIN_SNR_GAMMA));
 
-  const ids = data.captions.map((caption) => encode(caption).ids);
-  const noCaption = encode('').ids;
+  const ids = data.captions.map((caption) => tokenizer.encode(caption).ids);
+  const noCaption = tokenizer.encode('').ids;
   const size = elementCount(sampleShape) / b;
   return trainFully(
     {
-      name: 'denoiser',
+      ...plan,
       graph,
       loss,
       parameters: [unetParameters, textParameters],
@@ -289,10 +403,6 @@ async function trainDenoiser(
           tokens: int64([b, BASE_PROMPT_LENGTH], captions),
         };
       },
-      steps: options.steps,
-      learningRate: options.learningRate,
-      warmupSteps: 100,
-      maxEmaDecay: 0.9985,
     },
     settings,
   );

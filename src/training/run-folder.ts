@@ -27,6 +27,7 @@ export const runFiles = {
   timings: 'timings.jsonl',
   samples: 'samples',
   checkpoints: 'checkpoints',
+  classImages: 'class_images',
   lora: peftFileName,
   kohyaLora: kohyaFileName,
   report: 'report.html',
@@ -83,7 +84,8 @@ export class RunFolder {
   private static async openLocked(path: string, options: OpenRunOptions, lock: RunLock): Promise<RunFolder> {
     const { config, resumeFromCheckpoint, checkpointsTotalLimit = Number.POSITIVE_INFINITY } = options;
     const checkpointFolder = join(path, runFiles.checkpoints);
-    for (const folder of [path, join(path, runFiles.samples)]) await removeStaleTemporaries(folder);
+    for (const name of ['', runFiles.samples, runFiles.classImages])
+      await removeStaleTemporaries(join(path, name));
     await removeUnfinishedCheckpoints(checkpointFolder);
 
     const before = await readConfig(path);
@@ -112,7 +114,12 @@ export class RunFolder {
     await mkdir(checkpointFolder, { recursive: true });
     await mkdir(join(path, runFiles.samples), { recursive: true });
     const metrics = await MetricsLog.open(join(path, runFiles.metrics), restored?.step);
-    const timings = await MetricsLog.open(join(path, runFiles.timings), restored?.step);
+    const timings = await MetricsLog.open(join(path, runFiles.timings), restored?.step).catch(
+      async (error: unknown) => {
+        await metrics.close();
+        throw error;
+      },
+    );
     return new RunFolder(path, config, restored, metrics, timings, warnings, checkpointsTotalLimit, lock);
   }
 
@@ -150,9 +157,12 @@ export class RunFolder {
   async close(): Promise<void> {
     try {
       await this.metrics.close();
-      await this.timings.close();
     } finally {
-      await this.lock.release();
+      try {
+        await this.timings.close();
+      } finally {
+        await this.lock.release();
+      }
     }
   }
 }

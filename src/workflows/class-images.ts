@@ -1,15 +1,19 @@
-import { mkdir, readdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readdir, readFile } from 'node:fs/promises';
+import { extname, join, resolve } from 'node:path';
+import { readableExtensions } from '../data/image-format.js';
 import { encodePng } from '../data/image-grid.js';
 import { type ReferenceImages, readReferenceImages } from '../data/reference-images.js';
 import type { State } from '../engine/engine.js';
-import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
+import { InputError } from '../errors.js';
+import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import type { TextToImage } from '../pretrained/text-to-image.js';
 import type { TrainingListener } from '../training/events.js';
 
 export interface ClassImageOptions {
   /** Where they are kept; pictures that are there already are used. */
   readonly folder: string;
+  /** The model that draws them, and what it draws. */
+  readonly model: string;
   readonly prompt: string;
   readonly count: number;
   readonly seed: number;
@@ -24,40 +28,65 @@ export interface ClassImageOptions {
 
 const fileName = (index: number): string => `class-${String(index).padStart(4, '0')}.png`;
 
+/** Where a run keeps them. */
+export const classImagesFolder = 'class_images';
+
+const DESCRIPTION = 'class-images.json';
+const ownName = /^class-\d+\.png$/;
+
 /**
- * Pictures of the subject's class for prior preservation, drawn by the base model and kept in a folder. Each has a seed of its own, so the missing ones are drawn and
- * nothing else, however often this is stopped.
+ * Pictures of the subject's class for prior preservation, drawn by the base model and kept in a folder. They are drawn in batches that always hold the same ones, so
+ * the missing ones come out the same however often this is stopped. A folder that holds the user's own pictures is used as it is.
+ *
+ * @throws InputError when the folder holds pictures that were drawn from another prompt, by another model or with other settings.
  */
 export async function classImages(drawer: TextToImage, options: ClassImageOptions): Promise<ReferenceImages> {
-  const { folder, prompt, count, seed, onEvent } = options;
+  const { folder, prompt, count, seed, onEvent, resolution } = options;
   await mkdir(folder, { recursive: true }).catch((error: unknown) => {
     throw outputError(folder, error);
   });
+  await removeStaleTemporaries(folder);
   const there = new Set(await readdir(folder));
-  const own = Array.from({ length: count }, (_, i) => i);
-  const foreign = [...there].filter((name) => !name.startsWith('.') && !/^class-\d+\.png$/.test(name));
-  // A folder of the user's own class pictures is used as it is.
-  if (foreign.length === 0) {
-    const missing = own.filter((i) => !there.has(fileName(i)));
-    for (let start = 0; start < missing.length; start += drawer.batch) {
-      const batch = missing.slice(start, start + drawer.batch);
-      const drawn = await drawer.draw(
-        batch.map((i) => ({ prompt, seed: classSeed(seed, i) })),
-        options,
-      );
-      for (const [k, image] of drawn.entries()) {
-        await writeFileAtomic(join(folder, fileName(batch[k]!)), await encodePng(image));
-      }
-      onEvent?.({
-        kind: 'stage',
-        name: 'drawing class images',
-        done: start + batch.length,
-        total: missing.length,
-      });
-    }
+  const isPicture = (name: string): boolean => readableExtensions.has(extname(name).slice(1).toLowerCase());
+  if ([...there].some((name) => !name.startsWith('.') && isPicture(name) && !ownName.test(name))) {
+    return readReferenceImages(folder, { resolution });
   }
-  const source = foreign.length === 0 ? own.map((i) => join(folder, fileName(i))) : folder;
-  return readReferenceImages(source, { resolution: options.resolution, smallestSide: 1 });
+  await describe(options);
+  const batches = Math.ceil(count / drawer.batch);
+  for (let b = 0; b < batches; b++) {
+    const indices = Array.from(
+      { length: Math.min(drawer.batch, count - b * drawer.batch) },
+      (_, i) => b * drawer.batch + i,
+    );
+    if (indices.some((i) => !there.has(fileName(i)))) {
+      const requests = Array.from({ length: drawer.batch }, (_, i) => ({
+        prompt,
+        seed: classSeed(seed, b * drawer.batch + i),
+      }));
+      const drawn = await drawer.draw(requests, options);
+      for (const i of indices) {
+        await writeFileAtomic(join(folder, fileName(i)), await encodePng(drawn[i - b * drawer.batch]!));
+      }
+    }
+    onEvent?.({ kind: 'stage', name: 'drawing class images', done: b + 1, total: batches });
+  }
+  const files = Array.from({ length: count }, (_, i) => join(folder, fileName(i)));
+  return readReferenceImages(files, { resolution, smallestSide: 1 });
+}
+
+/** Says beside the pictures what they are, and refuses a folder of others. */
+async function describe(options: ClassImageOptions): Promise<void> {
+  const { folder, model, prompt, seed, steps, guidanceScale, resolution } = options;
+  const path = join(folder, DESCRIPTION);
+  const text = `${JSON.stringify({ model: resolve(model), prompt, seed, steps, guidanceScale, resolution }, null, 2)}\n`;
+  const before = await readFile(path, 'utf8').catch(() => undefined);
+  if (before === text) return;
+  if (before !== undefined) {
+    throw new InputError(
+      `${folder}: these class pictures were drawn from other settings (${path} says which). Choose another --class-data-dir, or remove the pictures to have them drawn again.`,
+    );
+  }
+  await writeFileAtomic(path, text);
 }
 
 /** Seeds of class pictures lie apart from those of the sample pictures. */

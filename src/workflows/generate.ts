@@ -1,9 +1,10 @@
-import { mkdir, readdir } from 'node:fs/promises';
+import { access, mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
+import { mentionsSubject, readSubjectPrompt, type SubjectPrompt } from '../data/prompts.js';
+import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
-import { createNodeEngine } from '../engine/node.js';
-import { OutputError, RunError, UsageError } from '../errors.js';
+import { ModelError, OutputError, RunError, UsageError } from '../errors.js';
 import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
@@ -14,6 +15,8 @@ import type { Tensor } from '../tensor/tensor.js';
 import { readCheckpoint } from '../training/checkpoint.js';
 import type { TrainingListener } from '../training/events.js';
 import { latestCheckpoint, readRunConfig, runFiles } from '../training/run-folder.js';
+import { Cleanup } from './cleanup.js';
+import { ownEngine } from './own-engine.js';
 import { shippedModelPath } from './shipped.js';
 
 export interface GenerateOptions {
@@ -33,6 +36,8 @@ export interface GenerateOptions {
   readonly guidanceScale?: number;
   readonly resolution?: number;
   readonly threads?: number;
+  /** Where graphs run; the processor by default. */
+  readonly device?: Device;
   readonly engine?: Engine;
   readonly onEvent?: TrainingListener;
   readonly signal?: AbortSignal;
@@ -52,6 +57,9 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
   if (!Number.isInteger(numImages) || numImages < 1) {
     throw new UsageError(`--num-images ${numImages}: expected a whole number of at least 1.`);
   }
+  if (!Number.isSafeInteger(seed) || seed < 0) {
+    throw new UsageError(`--seed ${seed}: expected a whole number of at least 0.`);
+  }
   const learnt = options.run === undefined ? undefined : await readRun(options.run);
   const model = await StableDiffusion.open(options.model ?? learnt?.model ?? shippedModelPath());
   for (const prompt of prompts) {
@@ -64,40 +72,69 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
     }
   }
   const resolution = options.resolution ?? learnt?.resolution ?? model.resolution;
+  if (learnt && options.run !== undefined) {
+    requireFitting(model, learnt, options.run);
+    const { subject } = learnt;
+    for (const prompt of prompts) {
+      if (subject && !mentionsSubject(prompt, subject)) {
+        onEvent?.({
+          kind: 'warning',
+          message: `The prompt "${prompt}" does not name "${subject.token}", so it will show any ${subject.className}.`,
+        });
+      }
+    }
+  }
   const first = await prepareFolder(output);
-  const ownEngine = options.engine
-    ? undefined
-    : createNodeEngine(options.threads ? { threads: options.threads } : {});
-  const engine = options.engine ?? ownEngine!;
-  try {
+  return Cleanup.after(async (cleanup) => {
+    const engine = options.engine ?? ownEngine(cleanup, options);
     const requests = prompts.flatMap((prompt) =>
       Array.from({ length: numImages }, (_, i) => ({ prompt, seed: seed + i })),
     );
-    const drawer = await TextToImage.create(model, engine, {
-      resolution,
-      batchSize: Math.min(4, requests.length),
-      ...(learnt ? { lora: learnt.lora } : {}),
-    });
-    const state = learnt && (await engine.state(learnt.factors));
-    const images = await drawer.draw(requests, {
-      onProgress: (done, total) => onEvent?.({ kind: 'stage', name: 'drawing', done, total }),
-      ...(options.steps === undefined ? {} : { steps: options.steps }),
-      ...(options.guidanceScale === undefined ? {} : { guidanceScale: options.guidanceScale }),
-      ...(options.negativePrompt === undefined ? {} : { negativePrompt: options.negativePrompt }),
-      ...(state ? { state } : {}),
-      ...(options.signal ? { signal: options.signal } : {}),
-    });
+    const drawer = cleanup.release(
+      await TextToImage.create(model, engine, {
+        resolution,
+        batchSize: Math.min(4, requests.length),
+        ...(learnt ? { lora: learnt.lora } : {}),
+      }),
+    );
+    const state = learnt && cleanup.release(await engine.state(learnt.factors));
     const paths: string[] = [];
-    for (const [i, image] of images.entries()) {
-      const path = join(output, `${String(first + i).padStart(4, '0')}-${slug(requests[i]!.prompt)}.png`);
-      await writeFileAtomic(path, await encodePng(image));
-      paths.push(path);
+    const steps = options.steps ?? DEFAULT_STEPS;
+    const total = Math.ceil(requests.length / drawer.batch) * steps;
+    // Batch by batch, so that what is drawn is kept when the user stops.
+    for (let start = 0; start < requests.length; start += drawer.batch) {
+      const batch = requests.slice(start, start + drawer.batch);
+      const before = (start / drawer.batch) * steps;
+      const images = await drawer.draw(batch, {
+        steps,
+        onProgress: (done) => onEvent?.({ kind: 'stage', name: 'drawing', done: before + done, total }),
+        ...(options.guidanceScale === undefined ? {} : { guidanceScale: options.guidanceScale }),
+        ...(options.negativePrompt === undefined ? {} : { negativePrompt: options.negativePrompt }),
+        ...(state ? { state } : {}),
+        ...(options.signal ? { signal: options.signal } : {}),
+      });
+      for (const [i, image] of images.entries()) {
+        const number = String(first + start + i).padStart(4, '0');
+        const path = join(output, `${number}-${slug(batch[i]!.prompt)}.png`);
+        await writeFileAtomic(path, await encodePng(image));
+        paths.push(path);
+      }
     }
-    await drawer.release();
-    await state?.release();
     return paths;
-  } finally {
-    await ownEngine?.close();
+  });
+}
+
+const DEFAULT_STEPS = 30;
+
+/** @throws ModelError when what was learnt was learnt on another model. */
+function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): void {
+  for (const { input, shape } of model.loraSpecs(learnt.lora)) {
+    const found = learnt.factors.get(input)?.shape;
+    if (found?.join() !== shape.join()) {
+      throw new ModelError(
+        `${run}: what this run learnt does not fit ${model.folder.path}: ${input} is ${found ? `[${found.join(', ')}]` : 'missing'}, expected [${shape.join(', ')}]. Give the model that it was trained on (${learnt.model}).`,
+      );
+    }
   }
 }
 
@@ -106,6 +143,7 @@ interface Learnt {
   readonly resolution: number;
   readonly lora: LoraSettings;
   readonly factors: ReadonlyMap<string, Tensor>;
+  readonly subject: SubjectPrompt | undefined;
 }
 
 /** What a run has learnt so far: its final LoRA, or that of its newest checkpoint while it is not finished. */
@@ -132,7 +170,12 @@ async function readRun(path: string): Promise<Learnt> {
     textEncoder: settings.trainTextEncoder === true,
   };
   const factors = await readFactors(path, lora, settings.useEma === true);
-  return { model: config.model, resolution: number('resolution'), lora, factors };
+  const { instancePrompt, classPrompt } = config;
+  const subject =
+    typeof instancePrompt === 'string' && typeof classPrompt === 'string'
+      ? readSubjectPrompt({ instancePrompt, classPrompt })
+      : undefined;
+  return { model: config.model, resolution: number('resolution'), lora, factors, subject };
 }
 
 async function readFactors(
@@ -142,11 +185,14 @@ async function readFactors(
 ): Promise<Map<string, Tensor>> {
   const entry = await latestCheckpoint(path);
   if (!entry) {
-    const { tensors } = await readSafetensorsFile(join(path, runFiles.lora)).catch((error: unknown) => {
-      throw new RunError(`${path}: this run has neither a checkpoint nor a LoRA yet. Let it train further.`, {
-        cause: error,
-      });
-    });
+    const file = join(path, runFiles.lora);
+    const there = await access(file).then(
+      () => true,
+      () => false,
+    );
+    if (!there)
+      throw new RunError(`${path}: this run has neither a checkpoint nor a LoRA yet. Let it train further.`);
+    const { tensors } = await readSafetensorsFile(file);
     // The file has alpha / rank folded in, which the graph would apply again.
     const scale = lora.alpha / lora.rank;
     return new Map(

@@ -1,5 +1,5 @@
 import { UsageError } from '../errors.js';
-import type { ScheduleName } from '../optim/schedule.js';
+import { type ScheduleName, schedules } from '../optim/schedule.js';
 
 /** How a model is personalised. Everything but the pictures, the prompt and the output has a default. */
 export interface PersonaliseSettings {
@@ -79,7 +79,7 @@ export const personaliseDefaults: PersonaliseSettings = {
   emaDecay: 0.999,
   gamma: 0.9986,
   criticLearningRate: 0.01,
-  checkpointingSteps: 500,
+  checkpointingSteps: 100,
   checkpointsTotalLimit: undefined,
   validationPrompts: undefined,
   numValidationImages: 2,
@@ -89,12 +89,17 @@ export const personaliseDefaults: PersonaliseSettings = {
 
 /** Settings that go together under a name. */
 export const presets = {
-  /** The authors' released run: 1000 steps of one picture beside one of its class, 8 class images, seed 23, learning rate 1e-6. */
+  /**
+   * The authors' released run: 1000 steps of one picture beside one of its class, UNet and text encoder, 8 class images, seed 23, constant learning rate 1e-6.
+   */
   official: {
     method: 'dpg',
     reward: 'look-forward',
     steps: 1000,
     learningRate: 1e-6,
+    lrScheduler: 'constant',
+    lrWarmupSteps: 0,
+    trainTextEncoder: true,
     trainBatchSize: 1,
     withPriorPreservation: true,
     priorLossWeight: 1,
@@ -117,8 +122,30 @@ export function completeSettings(
   const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
   const merged: PersonaliseSettings = { ...personaliseDefaults, ...(preset ? presets[preset] : {}), ...own };
   const settings: PersonaliseSettings = { ...merged, loraAlpha: given.loraAlpha ?? merged.rank };
+  checkChoices(settings, preset);
   checkRanges(settings);
   return settings;
+}
+
+function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefined): void {
+  const oneOf = (name: string, value: string | undefined, allowed: readonly string[]): void => {
+    if (value !== undefined && !allowed.includes(value)) {
+      throw new UsageError(`--${name} ${value}: expected ${allowed.join(' or ')}.`);
+    }
+  };
+  oneOf('preset', preset, Object.keys(presets));
+  oneOf('method', settings.method, ['dpg', 'dreambooth']);
+  oneOf('reward', settings.reward, ['look-forward']);
+  oneOf('lr-scheduler', settings.lrScheduler, Object.keys(schedules));
+  const unknown = Object.keys(settings).filter((key) => !(key in personaliseDefaults));
+  if (unknown.length > 0) {
+    throw new UsageError(
+      `Unknown setting ${unknown.join(', ')}. The settings are ${Object.keys(personaliseDefaults).join(', ')}.`,
+    );
+  }
+  if (settings.validationPrompts?.length === 0) {
+    throw new UsageError('The list of validation prompts is empty. Leave it out to have prompts chosen.');
+  }
 }
 
 type NumberKey = {

@@ -2,10 +2,10 @@ import { createHash } from 'node:crypto';
 import { access } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import type { RgbImage } from '../data/image-grid.js';
-import { readSubjectPrompt, type SubjectPrompt, scenePrompts } from '../data/prompts.js';
+import { mentionsSubject, readSubjectPrompt, type SubjectPrompt, scenePrompts } from '../data/prompts.js';
 import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
+import type { Device } from '../engine/device.js';
 import type { Engine, State } from '../engine/engine.js';
-import { createNodeEngine } from '../engine/node.js';
 import { CancelledError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
 import { encodeSafetensors } from '../formats/safetensors.js';
@@ -18,7 +18,9 @@ import type { TrainingListener } from '../training/events.js';
 import { LatentCache } from '../training/latent-cache.js';
 import { Personalisation, type PersonalisationSettings } from '../training/personalisation.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
-import { classImages } from './class-images.js';
+import { classImages, classImagesFolder } from './class-images.js';
+import { Cleanup } from './cleanup.js';
+import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
 import { readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
 import { shippedModelPath } from './shipped.js';
@@ -41,6 +43,8 @@ export interface PersonaliseOptions extends Partial<PersonaliseSettings> {
   readonly resumeFromCheckpoint?: string;
   /** Threads of the engine; all processors by default. The same number gives the same bytes. */
   readonly threads?: number;
+  /** Where graphs run; the processor by default. */
+  readonly device?: Device;
   /** Runs graphs; made and closed by this call when it is left out. */
   readonly engine?: Engine;
   readonly onEvent?: TrainingListener;
@@ -78,34 +82,31 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const prompts = settings.validationPrompts ?? [subject.instancePrompt, ...scenePrompts(subject)];
   const warnings = [
     ...references.warnings,
+    ...withoutToken(prompts, subject),
     ...truncations(model, [subject.instancePrompt, subject.classPrompt, ...prompts]),
   ];
 
-  const run = await RunFolder.open(options.output, {
-    config: runConfig(modelPath, subject, resolution, settings, references.images),
-    ...(options.resumeFromCheckpoint === undefined
-      ? {}
-      : { resumeFromCheckpoint: options.resumeFromCheckpoint }),
-    ...(settings.checkpointsTotalLimit === undefined
-      ? {}
-      : { checkpointsTotalLimit: settings.checkpointsTotalLimit }),
-  });
-  const ownEngine = options.engine
-    ? undefined
-    : createNodeEngine(options.threads ? { threads: options.threads } : {});
-  const engine = options.engine ?? ownEngine!;
-  try {
+  const lora: LoraSettings = {
+    rank: settings.rank,
+    alpha: settings.loraAlpha,
+    textEncoder: settings.trainTextEncoder,
+  };
+  return Cleanup.after(async (cleanup) => {
+    const run = await RunFolder.open(options.output, {
+      config: runConfig(modelPath, subject, resolution, settings, references.images),
+      adjustable: adjustableSettings,
+      ...(options.resumeFromCheckpoint === undefined
+        ? {}
+        : { resumeFromCheckpoint: options.resumeFromCheckpoint }),
+      ...(settings.checkpointsTotalLimit === undefined
+        ? {}
+        : { checkpointsTotalLimit: settings.checkpointsTotalLimit }),
+    });
+    cleanup.defer(() => run.close());
+    const engine = options.engine ?? ownEngine(cleanup, options);
     for (const message of [...warnings, ...run.warnings]) onEvent?.({ kind: 'warning', message });
-    const lora: LoraSettings = {
-      rank: settings.rank,
-      alpha: settings.loraAlpha,
-      textEncoder: settings.trainTextEncoder,
-    };
-    const drawer = await TextToImage.create(model, engine, { resolution, lora });
-    const base = await engine.state(
-      new Map<string, Tensor>(model.loraSpecs(lora).map((s) => [s.input, zeros(s.shape)])),
-    );
-    const draw = async (state: State, name: string): Promise<RgbImage[][]> => {
+
+    const draw = async (drawer: TextToImage, state: State, name: string): Promise<RgbImage[][]> => {
       const requests = prompts.flatMap((prompt) =>
         Array.from({ length: settings.numValidationImages }, (_, i) => ({ prompt, seed: settings.seed + i })),
       );
@@ -123,46 +124,65 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       );
     };
 
-    const priors = settings.withPriorPreservation
-      ? await drawing(
-          classImages(drawer, {
-            folder: options.classDataDir ?? join(run.path, 'class_images'),
-            prompt: subject.classPrompt,
-            count: settings.numClassImages,
-            seed: settings.seed,
-            steps: settings.samplingSteps,
-            guidanceScale: settings.guidanceScale,
-            resolution,
-            state: base,
-            ...(onEvent ? { onEvent } : {}),
-            ...(signal ? { signal } : {}),
-          }),
-        )
-      : undefined;
+    // What the base model draws comes first, and its programs go before training starts: a step needs the memory.
     const beforePath = join(run.path, runFiles.samples, 'step-000000.png');
-    if (!(await exists(beforePath))) {
-      await run.writeSample('step-000000.png', await sampleGrid(await draw(base, 'drawing before')));
-      onEvent?.({ kind: 'samples', step: 0, path: beforePath });
-    }
+    const { priors, text } = await Cleanup.after(async (drawn) => {
+      const drawer = drawn.release(await TextToImage.create(model, engine, { resolution, lora }));
+      const base = drawn.release(
+        await engine.state(
+          new Map<string, Tensor>(model.loraSpecs(lora).map((s) => [s.input, zeros(s.shape)])),
+        ),
+      );
+      const pictures = settings.withPriorPreservation
+        ? await drawing(
+            classImages(drawer, {
+              folder: options.classDataDir ?? join(run.path, classImagesFolder),
+              model: modelPath,
+              prompt: subject.classPrompt,
+              count: settings.numClassImages,
+              seed: settings.seed,
+              steps: settings.samplingSteps,
+              guidanceScale: settings.guidanceScale,
+              resolution,
+              state: base,
+              ...(onEvent ? { onEvent } : {}),
+              ...(signal ? { signal } : {}),
+            }),
+          )
+        : undefined;
+      for (const message of pictures?.warnings ?? []) onEvent?.({ kind: 'warning', message });
+      if (!(await exists(beforePath))) {
+        const grid = await sampleGrid(await draw(drawer, base, 'drawing before'));
+        await run.writeSample('step-000000.png', grid);
+        onEvent?.({ kind: 'samples', step: 0, path: beforePath });
+      }
+      const read = async (prompt: string) => ({
+        condition: (await drawer.condition(prompt, base)).data,
+        tokens: model.tokenize(prompt).ids,
+      });
+      return {
+        priors: pictures?.images,
+        text: { instance: await read(subject.instancePrompt), class: await read(subject.classPrompt) },
+      };
+    });
 
     const view = { resolution, randomCrop: !settings.centerCrop, randomFlip: settings.randomFlip };
-    const instanceLatents = await LatentCache.create(model, engine, references.images, view);
-    const priorLatents = priors && (await LatentCache.create(model, engine, priors.images, view));
-    const text = async (prompt: string) => ({
-      condition: (await drawer.condition(prompt, base)).data,
-      tokens: model.tokenize(prompt).ids,
-    });
-    const personalisation = await Personalisation.create(
-      {
-        model,
-        engine,
-        run,
-        instances: { latents: instanceLatents, text: await text(subject.instancePrompt) },
-        ...(priorLatents ? { priors: { latents: priorLatents, text: await text(subject.classPrompt) } } : {}),
-        ...(onEvent ? { onEvent } : {}),
-        ...(signal ? { signal } : {}),
-      },
-      stepSettings(settings, lora, resolution),
+    const instanceLatents = cleanup.release(await LatentCache.create(model, engine, references.images, view));
+    const priorLatents = priors && cleanup.release(await LatentCache.create(model, engine, priors, view));
+    const personalisation = cleanup.release(
+      await Personalisation.create(
+        {
+          model,
+          engine,
+          run,
+          instances: { latents: instanceLatents, text: text.instance },
+          ...(priorLatents ? { priors: { latents: priorLatents, text: text.class } } : {}),
+          priorDigest: priors ? pixelDigests(priors).join(' ') : '',
+          ...(onEvent ? { onEvent } : {}),
+          ...(signal ? { signal } : {}),
+        },
+        stepSettings(settings, lora, resolution),
+      ),
     );
     onEvent?.({
       kind: 'started',
@@ -176,11 +196,6 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     await personalisation.train();
 
     const factors = await personalisation.factors();
-    const trained = await engine.state(factors);
-    const after = await draw(trained, 'drawing after');
-    const name = `step-${String(settings.steps).padStart(6, '0')}.png`;
-    const afterPath = await run.writeSample(name, await sampleGrid(after));
-    onEvent?.({ kind: 'samples', step: settings.steps, path: afterPath });
     const files = await writeLora(
       run,
       loraFromFactors(factors, settings.loraAlpha),
@@ -189,6 +204,11 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       settings,
       resolution,
     );
+    const drawer = cleanup.release(await TextToImage.create(model, engine, { resolution, lora }));
+    const after = await draw(drawer, cleanup.release(await engine.state(factors)), 'drawing after');
+    const name = `step-${String(settings.steps).padStart(6, '0')}.png`;
+    const afterPath = await run.writeSample(name, await sampleGrid(after));
+    onEvent?.({ kind: 'samples', step: settings.steps, path: afterPath });
     const before = await readSampleGrid(beforePath, prompts.length, settings.numValidationImages);
     const seconds = (performance.now() - started) / 1000;
     const report = await writeRunReport({
@@ -203,9 +223,6 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       seconds,
       notes: [...warnings, ...reportNotes(options.model === undefined)],
     });
-    for (const resource of [personalisation, drawer, instanceLatents, base, trained])
-      await resource.release();
-    await priorLatents?.release();
     onEvent?.({
       kind: 'finished',
       folder: run.path,
@@ -214,11 +231,19 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       files: [...files, report],
     });
     return { run: run.path, report, lora: files[0]!, kohyaLora: files[1]!, steps: settings.steps };
-  } finally {
-    await ownEngine?.close();
-    await run.close();
-  }
+  });
 }
+
+/** Settings that a resumed run may change: what one would turn after a run went astray, or to go on longer. */
+const adjustableSettings = [
+  'learningRate',
+  'lrScheduler',
+  'lrWarmupSteps',
+  'criticLearningRate',
+  'maxGradNorm',
+  'steps',
+  'checkpointingSteps',
+].map((key) => `settings.${key}`);
 
 /** Pictures that are being drawn when the user stops have no state of their own to save; what is drawn already is kept. */
 function drawing<T>(work: Promise<T>): Promise<T> {
@@ -243,6 +268,7 @@ function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
     preset: _preset,
     resumeFromCheckpoint: _resume,
     threads: _threads,
+    device: _device,
     engine: _engine,
     onEvent: _onEvent,
     signal: _signal,
@@ -300,9 +326,22 @@ function runConfig(
     model: resolve(modelPath),
     instancePrompt: subject.instancePrompt,
     classPrompt: subject.classPrompt,
-    images: images.map((image) => createHash('sha256').update(image.pixels).digest('hex').slice(0, 16)),
+    images: pixelDigests(images),
     settings: { ...(JSON.parse(JSON.stringify(kept)) as Record<string, Json>), resolution },
   };
+}
+
+function pixelDigests(images: readonly ReferenceImage[]): string[] {
+  return images.map((image) => createHash('sha256').update(image.pixels).digest('hex').slice(0, 16));
+}
+
+function withoutToken(prompts: readonly string[], subject: SubjectPrompt): string[] {
+  return prompts
+    .filter((prompt) => !mentionsSubject(prompt, subject))
+    .map(
+      (prompt) =>
+        `The prompt "${prompt}" does not name "${subject.token}", so it will show any ${subject.className}.`,
+    );
 }
 
 function truncations(model: StableDiffusion, prompts: readonly string[]): string[] {

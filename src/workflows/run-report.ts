@@ -1,8 +1,16 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { composeGrid, encodePng, encodeThumbnail, type RgbImage } from '../data/image-grid.js';
+import {
+  composeGrid,
+  cutGrid,
+  decodePng,
+  encodePng,
+  encodeThumbnail,
+  type RgbImage,
+} from '../data/image-grid.js';
 import type { SubjectPrompt } from '../data/prompts.js';
-import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
+import type { ReferenceImage } from '../data/reference-images.js';
+import { RunError } from '../errors.js';
 import { chartsFromMetrics, type ReportImage, renderReport } from '../evaluation/report.js';
 import { formatDuration } from '../training/duration.js';
 import { readMetrics } from '../training/metrics-log.js';
@@ -28,6 +36,7 @@ export interface RunReportInputs {
   readonly references: readonly ReferenceImage[];
   readonly samples: readonly PromptSamples[];
   readonly trainableParameters: number;
+  /** Since the process that finishes the run was started: a resumed run has taken longer. */
   readonly seconds: number;
   readonly notes: readonly string[];
 }
@@ -38,27 +47,25 @@ export function sampleGrid(rows: readonly (readonly RgbImage[])[]): Promise<Uint
   return encodePng(composeGrid(rows.flat(), { columns }));
 }
 
-/** Cuts the pictures of a grid that `sampleGrid` wrote out of it again. */
+/**
+ * Cuts the pictures of a grid that `sampleGrid` wrote out of it again.
+ * @throws RunError when the file is damaged, or is no grid of so many pictures.
+ */
 export async function readSampleGrid(path: string, rows: number, columns: number): Promise<RgbImage[][]> {
-  const { images } = await readReferenceImages([path], { resolution: 1, smallestSide: 1 });
-  const [grid] = images;
-  if (!grid) throw new Error(`internal: no grid at ${path}`);
-  const gap = 4;
-  const side = Math.round((grid.width - gap) / columns) - gap;
-  return Array.from({ length: rows }, (_, r) =>
-    Array.from({ length: columns }, (_, c) =>
-      cut(grid, gap + c * (side + gap), gap + r * (side + gap), side),
-    ),
-  );
-}
-
-function cut(from: RgbImage, left: number, top: number, side: number): RgbImage {
-  const pixels = new Uint8Array(3 * side * side);
-  for (let y = 0; y < side; y++) {
-    const start = 3 * ((top + y) * from.width + left);
-    pixels.set(from.pixels.subarray(start, start + 3 * side), 3 * y * side);
+  const mend = 'Delete it, and the run draws it again when it is resumed.';
+  const grid = await decodePng(path).catch((error: unknown) => {
+    throw new RunError(
+      `${path}: expected the pictures that the run drew, but the file cannot be read. ${mend}`,
+      { cause: error },
+    );
+  });
+  const cells = cutGrid(grid, rows, columns);
+  if (cells === undefined) {
+    throw new RunError(
+      `${path}: expected a grid of ${rows} x ${columns} pictures, found a picture of ${grid.width} x ${grid.height} pixels. ${mend}`,
+    );
   }
-  return { width: side, height: side, pixels };
+  return cells;
 }
 
 async function pictureFor(image: RgbImage, alt: string): Promise<ReportImage> {
@@ -84,6 +91,8 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
   const metrics = await readMetrics(join(run.path, runFiles.metrics));
   const timings = await readMetrics(join(run.path, runFiles.timings));
   const seconds = timings.map((t) => Number(t.seconds)).sort((a, b) => a - b);
+  // The log keeps one line a step through every stop and resume.
+  const training = seconds.reduce((sum, step) => sum + step, 0);
   const version = await packageVersion();
   const name = `${subject.token} ${subject.className}`;
   const comparisons = await Promise.all(
@@ -106,7 +115,7 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
         note: `batch ${settings.trainBatchSize}${settings.withPriorPreservation ? ` + ${settings.trainBatchSize} of the class` : ''}`,
       },
       { label: 'Trained parameters', value: inputs.trainableParameters.toLocaleString('en') },
-      { label: 'Time', value: formatDuration(inputs.seconds) },
+      { label: 'Training time', value: formatDuration(training) },
     ],
     references: await Promise.all(references.map((r, i) => thumbnailFor(r, `Reference picture ${i + 1}`))),
     comparisons,
@@ -115,17 +124,17 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
       {
         title: 'diffusers',
         file: runFiles.lora,
-        code: `pipe.load_lora_weights("${run.path}", weight_name="${runFiles.lora}")`,
+        code: `pipe.load_lora_weights(${JSON.stringify(run.path)}, weight_name="${runFiles.lora}")`,
       },
       {
         title: 'ComfyUI, AUTOMATIC1111, Forge',
         file: runFiles.kohyaLora,
-        code: `cp ${join(run.path, runFiles.kohyaLora)} <your tool>/models/loras/`,
+        code: `cp ${quoted(join(run.path, runFiles.kohyaLora))} YOUR_TOOL/models/loras/`,
       },
       {
         title: 'portrayal',
         file: run.path,
-        code: `npx portrayal generate --run ${run.path} --prompt "a ${name} on the beach" --num-images 4 --output out/`,
+        code: `npx portrayal generate --run ${quoted(run.path)} --prompt ${quoted(`a ${name} on the beach`)} --num-images 4 --output out/`,
       },
     ],
     settings: [
@@ -143,13 +152,19 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
       },
     ],
     timing: [
-      ['whole run', formatDuration(inputs.seconds)],
+      ['training steps', formatDuration(training)],
       ['median step', `${(seconds[Math.floor(seconds.length / 2)] ?? 0).toFixed(3)} s`],
+      ['since the last start, with loading and drawing', formatDuration(inputs.seconds)],
     ],
     notes: inputs.notes,
     producer: `portrayal ${version}`,
   });
   return run.write(runFiles.report, html);
+}
+
+/** A word of a POSIX shell's command line: whatever is in it, the shell passes it on as it is. */
+function quoted(text: string): string {
+  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
 const words = (key: string): string => key.replace(/[A-Z0-9]+/g, (c) => ` ${c.toLowerCase()}`);

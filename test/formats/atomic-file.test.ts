@@ -79,6 +79,11 @@ test('refusals of the operating system say what to do', async (t) => {
   assert.deepEqual((await readdir(folder)).sort(), ['file', 'inner']);
   const full = Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC' });
   assert.match(String(outputError('run/x', full)), /Cannot write run\/x: the disk is full; free some space/);
+  const blocked = await mkdir(join(folder, 'file')).catch((error: unknown) => error);
+  assert.match(
+    String(outputError('run/x', blocked)),
+    /Cannot write run\/x: a file of that name is in the way/,
+  );
   const bug = new TypeError('x is undefined');
   assert.equal(outputError('run/x', bug), bug);
 });

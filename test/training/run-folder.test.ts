@@ -7,6 +7,7 @@ import {
   cp,
   mkdir,
   mkdtemp,
+  open,
   readdir,
   readFile,
   rm,
@@ -263,7 +264,9 @@ test('the lock of a dead process is taken over, that of a living or a distant on
   const lock = (holder: object | string) =>
     writeFile(
       join(path, 'run.lock'),
-      typeof holder === 'string' ? holder : JSON.stringify({ host: hostname(), started: '', ...holder }),
+      typeof holder === 'string'
+        ? holder
+        : JSON.stringify({ host: hostname(), started: '', nonce: 'theirs', ...holder }),
     );
   await lock({ pid: dead.pid });
   await (await open()).close();
@@ -282,6 +285,38 @@ test('the lock of a dead process is taken over, that of a living or a distant on
   }
   await lock({ pid: 1, host: 'another-machine' });
   await rejects(open(), RunError, /process 1 on another-machine/, /delete .*run\.lock/);
+});
+
+test('what a killed writer left of a file is cleared away, in each folder of the run', async () => {
+  const path = newPath();
+  await trained(path, 5);
+  await mkdir(join(path, 'class_images'));
+  await writeFile(join(path, 'class_images', '0000.png'), 'whole');
+  const earlier = await contents(path);
+  for (const name of ['.report.html', 'samples/.step-000005.png', 'class_images/.0001.png']) {
+    await writeFile(join(path, `${name}.0123456789abcdef.partial`), 'half');
+  }
+  await (await RunFolder.open(path, { config, resumeFromCheckpoint: 'latest' })).close();
+  assert.deepEqual(await contents(path), earlier);
+});
+
+test('an opening that fails leaves neither the lock nor an open file', async () => {
+  const path = newPath();
+  await mkdir(path);
+  // The system gives the lowest free number, so a file that stayed open moves the next one up.
+  const nextDescriptor = async () => {
+    const file = await open(root, 'r');
+    const { fd } = file;
+    await file.close();
+    return fd;
+  };
+  await (await RunFolder.open(path, { config })).close();
+  await rm(join(path, 'timings.jsonl'));
+  await mkdir(join(path, 'timings.jsonl'));
+  const free = await nextDescriptor();
+  await rejects(RunFolder.open(path, { config }), OutputError, /timings\.jsonl: a folder of that name/);
+  assert.ok((await nextDescriptor()) <= free);
+  assert.ok(!(await readdir(path)).includes('run.lock'));
 });
 
 test('a folder that cannot be written is an error that says so', async () => {

@@ -186,3 +186,48 @@ test('what the user can mend is said before anything is written', async (t) => {
   await assert.rejects(access(join(folder, 'run')), 'nothing was written');
   assert.equal(await readFile(join(foreign, 'thesis.txt'), 'utf8'), 'mine');
 });
+
+test('class pictures are shared between runs of the same class and refused for another', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const classDataDir = join(folder, 'class');
+  const run = (name: string, change: object = {}) =>
+    personalise({ ...tinyRun(images, join(folder, name)), classDataDir, steps: 1, ...change });
+  await run('first');
+  const drawn = await readFile(join(classDataDir, 'class-0001.png'));
+  await writeFile(join(classDataDir, '.class-0001.png.0123456789abcdef.partial'), 'cut short');
+  await writeFile(join(classDataDir, 'Thumbs.db'), 'not a picture');
+  await run('second');
+  assert.deepEqual(await readFile(join(classDataDir, 'class-0001.png')), drawn);
+  assert.ok(
+    !(await readdir(classDataDir)).some((name) => name.endsWith('.partial')),
+    'leftovers are removed',
+  );
+  await assert.rejects(
+    run('third', { instancePrompt: 'a photo of sks teapot', classPrompt: 'a photo of teapot' }),
+    (error) => error instanceof InputError && /class-data-dir/.test(error.message),
+  );
+});
+
+test('a resumed run may change its learning rate, but not its class pictures', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const output = join(folder, 'run');
+  await personalise({ ...tinyRun(images, output), steps: 2 });
+  const again = { ...tinyRun(images, output), steps: 4, learningRate: 1e-5, resumeFromCheckpoint: 'latest' };
+  await assert.rejects(personalise({ ...again, rank: 2 }), RunError);
+  const result = await personalise(again);
+  assert.equal(result.steps, 4);
+  const metrics = await readMetrics(join(output, 'metrics.jsonl'));
+  assert.deepEqual(
+    metrics.map((m) => m.step),
+    [1, 2, 3, 4],
+  );
+  assert.ok(Number(metrics[3]!.learningRate) <= 1e-5);
+
+  await writeFile(
+    join(output, 'class_images/class-0000.png'),
+    await readFile(join(output, 'class_images/class-0001.png')),
+  );
+  await assert.rejects(personalise({ ...again, steps: 6 }), /other class pictures/);
+});

@@ -1,0 +1,161 @@
+import assert from 'node:assert/strict';
+import { suite, test } from 'node:test';
+import { gradients } from '../../src/autodiff/gradient.js';
+import { recompute } from '../../src/autodiff/recompute.js';
+import { multiHeadAttention } from '../../src/nn/attention.js';
+import { linear } from '../../src/nn/linear.js';
+import { LoraParameters } from '../../src/nn/lora.js';
+import { type ParameterSource, Scope } from '../../src/nn/parameters.js';
+import { conv2d } from '../../src/onnx/conv.js';
+import { add, gelu, mul, silu, square } from '../../src/onnx/elementwise.js';
+import { Graph, type Value } from '../../src/onnx/graph.js';
+import { gemm } from '../../src/onnx/linalg.js';
+import { groupNorm } from '../../src/onnx/norm.js';
+import { mean, sum } from '../../src/onnx/reduction.js';
+import { printGraph } from '../../src/onnx/text.js';
+import { adamw } from '../../src/optim/adamw.js';
+import { clipByGlobalNorm } from '../../src/optim/clipping.js';
+import { elementCount, float32, type Shape } from '../../src/tensor/tensor.js';
+import { difference, matchSnapshot } from './snapshot.js';
+
+/** Frozen weights: constants of the graph. */
+const frozen = (graph: Graph): ParameterSource => ({
+  parameter: (path, shape) => weight(graph, path, shape),
+});
+
+const weight = (graph: Graph, name: string, shape: Shape): Value =>
+  graph.constant(float32(shape, new Float32Array(elementCount(shape)).fill(0.5)), name);
+
+const outputs = (graph: Graph, values: Readonly<Record<string, Value>>): void => {
+  for (const [name, value] of Object.entries(values)) graph.output(name, value);
+};
+
+const operatorsOf = (graph: Graph): string[] => graph.liveNodes().map((n) => n.operator);
+
+suite('structure of graphs', () => {
+  test('a low-rank update above a frozen layer: no gradient of frozen weights, nothing below the first factor', () => {
+    const graph = new Graph('low_rank_update');
+    const x = graph.input('x', 'float32', [2, 3, 16]);
+    const base = frozen(graph);
+    const adapted = new LoraParameters(base, graph, {
+      rank: 2,
+      alpha: 1,
+      targets: (path) => path !== 'first',
+    });
+    const scope = new Scope(adapted);
+    const hidden = linear(scope.at('first'), x, { in: 16, out: 12 });
+    const twice = linear(scope.at('second'), hidden, { in: 12, out: 10 });
+    const loss = mean(square(linear(scope.at('third'), twice, { in: 10, out: 9, bias: false })));
+    const factors = [...adapted.values.values()];
+    const found = gradients(loss, factors);
+    outputs(graph, { loss, ...Object.fromEntries(factors.map((f, i) => [`d ${f.name}`, found[i]!])) });
+    const flow = graph.liveNodes().flatMap((n) => n.outputs.map((v) => v.shape.join()));
+    assert.ok(!flow.includes('16,12') && !flow.includes('12,16'), 'no gradient of a frozen weight');
+    assert.equal(
+      flow.filter((shape) => shape === '6,16').length,
+      1,
+      'the input’s rows, and no gradient of them',
+    );
+    matchSnapshot('low-rank-update', printGraph(graph));
+  });
+
+  test('only the gradients that are asked for are there', () => {
+    const build = (pick: readonly number[]): string[] => {
+      const graph = new Graph();
+      const inputs = [
+        [3, 4],
+        [4, 5],
+        [5, 6],
+      ].map((shape, i) => graph.input(`${i}`, 'float32', shape));
+      const loss = sum(gemm(gelu(gemm(inputs[0]!, inputs[1]!)), inputs[2]!));
+      const found = gradients(
+        loss,
+        pick.map((i) => inputs[i]!),
+      );
+      outputs(graph, Object.fromEntries(found.map((v, i) => [`${i}`, v])));
+      return operatorsOf(graph);
+    };
+    const products = (pick: readonly number[]): number => build(pick).filter((op) => op === 'Gemm').length;
+    assert.equal(products([2]), 2, 'the inner product, and one for the gradient');
+    assert.ok(!build([2]).includes('Erf'), 'no derivative of the activation');
+    assert.equal(products([1]), 3);
+    assert.equal(products([0, 1, 2]), 5);
+  });
+
+  test('a value that the loss does not depend on has a gradient of zeros', () => {
+    const graph = new Graph();
+    const [x, other] = [graph.input('x', 'float32', [2]), graph.input('other', 'float32', [3])];
+    const [found] = gradients(sum(x), [other]);
+    assert.equal(found!.origin.kind, 'constant');
+    assert.deepEqual(found!.shape, [3]);
+  });
+
+  test('back through a convolution with a constant kernel: a convolution with the kernel turned round', () => {
+    const graph = new Graph('convolution');
+    const x = graph.input('x', 'float32', [1, 2, 6, 6]);
+    const y = conv2d(x, weight(graph, 'kernel', [4, 2, 3, 3]), weight(graph, 'bias', [4]), { padding: 1 });
+    const [dx] = gradients(sum(square(y)), [x]);
+    outputs(graph, { dx: dx! });
+    const operators = operatorsOf(graph);
+    assert.equal(operators.filter((op) => op === 'Conv').length, 2);
+    assert.ok(!operators.includes('ConvTranspose'));
+    matchSnapshot('convolution', printGraph(graph));
+  });
+
+  test('a recomputed block: its copy hangs on the gradient that arrives', () => {
+    const graph = new Graph('recomputed_block');
+    const x = graph.input('x', 'float32', [4, 8]);
+    const weights = [graph.input('w1', 'float32', [8, 16]), graph.input('w2', 'float32', [16, 8])];
+    const y = recompute([x], (h) => add(h, gemm(gelu(gemm(h, weights[0]!)), weights[1]!)));
+    const loss = mean(square(y));
+    const [dx, ...rest] = gradients(loss, [x, ...weights]);
+    outputs(graph, { loss, dx: dx!, dw1: rest[0]!, dw2: rest[1]! });
+    assert.equal(operatorsOf(graph).filter((op) => op === 'Gelu').length, 2, 'once forward, once again');
+    matchSnapshot('recomputed-block', printGraph(graph));
+  });
+
+  test('attention and its gradients', () => {
+    const graph = new Graph('attention');
+    const [q, k, v] = ['q', 'k', 'v'].map((name, i) => graph.input(name, 'float32', [1, i === 0 ? 3 : 5, 8]));
+    const y = multiHeadAttention(q!, k!, v!, { heads: 2 });
+    const loss = sum(mul(y, weight(graph, 'cotangent', y.shape)));
+    const [dq, dk, dv] = gradients(loss, [q!, k!, v!]);
+    outputs(graph, { y, dq: dq!, dk: dk!, dv: dv! });
+    matchSnapshot('attention', printGraph(graph));
+  });
+
+  test('group normalisation and SiLU, back to the input', () => {
+    const graph = new Graph('group_norm');
+    const x = graph.input('x', 'float32', [2, 4, 3, 3]);
+    const y = silu(groupNorm(x, 2, weight(graph, 'scale', [4]), weight(graph, 'shift', [4]), 1e-5));
+    const [dx] = gradients(sum(mul(y, weight(graph, 'cotangent', y.shape))), [x]);
+    outputs(graph, { y, dx: dx! });
+    matchSnapshot('group-norm', printGraph(graph));
+  });
+
+  test('a step of AdamW with clipping: small tensors go together, the large one alone, and they are strung together once', () => {
+    const graph = new Graph('update');
+    const shapes: Record<string, Shape> = { small: [3, 4], vector: [5], large: [256, 256] };
+    const parameters = Object.entries(shapes).map(([name, shape]) => graph.input(name, 'float32', shape));
+    const grads = parameters.map((p) => graph.input(`${p.name}.gradient`, 'float32', p.shape));
+    const { clipped, norm } = clipByGlobalNorm(grads, 1);
+    adamw().update(graph, parameters, clipped);
+    graph.output('norm', norm);
+    assert.equal(graph.updates.size, 3 + 2 * 2);
+    matchSnapshot('adamw', printGraph(graph));
+  });
+});
+
+test('a snapshot that does not match is shown line by line', () => {
+  assert.equal(difference('a\nb\nc', 'a\nx\nc\nd'), ['  a', '- b', '+ x', '  c', '+ d'].join('\n'));
+  assert.throws(() => {
+    const update = process.env.UPDATE_SNAPSHOTS;
+    process.env.UPDATE_SNAPSHOTS = '0';
+    try {
+      matchSnapshot('convolution', 'something else\n');
+    } finally {
+      if (update === undefined) delete process.env.UPDATE_SNAPSHOTS;
+      else process.env.UPDATE_SNAPSHOTS = update;
+    }
+  }, /- graph convolution[\s\S]*\+ something else/);
+});
