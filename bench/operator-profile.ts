@@ -1,5 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { readFileSync } from 'node:fs';
 
 /** Time spent in one kind of operator over a profiled session. */
 export interface OperatorTime {
@@ -18,19 +17,15 @@ interface ProfileEvent {
   };
 }
 
-/** The kernel runs in the profile that the engine wrote under this prefix. */
-export function kernelEvents(prefix: string): readonly ProfileEvent[] {
-  const folder = dirname(prefix);
-  const files = readdirSync(folder).filter((f) => f.startsWith(basename(prefix)) && f.endsWith('.json'));
-  return files
-    .flatMap((f) => JSON.parse(readFileSync(join(folder, f), 'utf8')) as ProfileEvent[])
-    .filter((e) => e.cat === 'Node' && e.name.endsWith('_kernel_time'));
+function kernelEvents(profile: string): readonly ProfileEvent[] {
+  const events = JSON.parse(readFileSync(profile, 'utf8')) as ProfileEvent[];
+  return events.filter((e) => e.cat === 'Node' && e.name.endsWith('_kernel_time'));
 }
 
-/** The profile by operator, or by operator and operand shapes; slowest first. */
-export function operatorTimes(prefix: string, withShapes = false): OperatorTime[] {
+/** An engine's profile by operator, or by operator and operand shapes; slowest first. */
+export function operatorTimes(profile: string, withShapes = false): OperatorTime[] {
   const times = new Map<string, { calls: number; seconds: number }>();
-  for (const { args, dur } of kernelEvents(prefix)) {
+  for (const { args, dur } of kernelEvents(profile)) {
     const shapes = args?.input_type_shape?.map((s) => `[${Object.values(s)[0]?.join(' ')}]`) ?? [];
     const key = withShapes ? `${args?.op_name} ${shapes.join(' ')}` : (args?.op_name ?? '?');
     const known = times.get(key) ?? { calls: 0, seconds: 0 };

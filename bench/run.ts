@@ -56,6 +56,8 @@ interface Step {
 }
 interface End {
   readonly peakBytes: number;
+  /** The engine's profile, where one was asked for. */
+  readonly profile?: string;
 }
 
 /** What one side's process showed. */
@@ -164,16 +166,16 @@ async function bench(
     new LineProcess(command, [join(root, 'bench', 'pytorch_step.py'), JSON.stringify(task)]);
   const repeats = count('repeats', 5);
   const [first, second] = await measure(python === undefined ? [ours] : [ours, other(python)], repeats);
-  if (profilePrefix !== undefined) printProfile(profilePrefix, 1 + WARM_UP + repeats);
+  if (first?.profile !== undefined) printProfile(first.profile, 1 + WARM_UP + repeats);
   return { method, ours: first!, pytorch: second };
 }
 
-function printProfile(prefix: string, steps: number): void {
+function printProfile(profile: string, steps: number): void {
   for (const [withShapes, rows] of [
     [false, 30],
     [true, 40],
   ] as const) {
-    for (const { operator, calls, seconds } of operatorTimes(prefix, withShapes).slice(0, rows)) {
+    for (const { operator, calls, seconds } of operatorTimes(profile, withShapes).slice(0, rows)) {
       const each = ((1000 * seconds) / steps).toFixed(2).padStart(8);
       console.log(`${each} ms ${String(Math.round(calls / steps)).padStart(5)}  ${operator}`);
     }

@@ -7,7 +7,14 @@ import { dilateAxis, padAxis } from './axes.js';
 import { constantInts, intAttribute, intsAttribute, operand, type Rule } from './rule.js';
 
 export const movementRules = {
-  Reshape: (c) => [() => reshape(c.grad, operand(c, 0).shape)],
+  Reshape: (c) => [
+    () => {
+      // Of a chain of reshapes only the last one counts.
+      let source = c.grad;
+      while (source.producer?.operator === 'Reshape') source = source.producer.inputs[0]!;
+      return reshape(source, operand(c, 0).shape);
+    },
+  ],
   Transpose: (c) => {
     const perm = intsAttribute(c.attributes, 'perm');
     return [

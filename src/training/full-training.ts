@@ -92,10 +92,13 @@ export async function trainFully(
       ...[...moments].map(([key, t]) => [key, t.shape] as const),
     ]);
   }
+  const averages = (tensors: ReadonlyMap<string, Tensor>) =>
+    new Map(specs.map((s) => [s.input, tensors.get(emaName(s.input))!]));
+  if (saved && saved.step >= training.steps) return averages(saved.tensors);
   const beginning = () => {
     const initial = initialParameters(specs, random);
-    const averages = [...initial].map(([key, t]) => [emaName(key), t] as const);
-    return new Map<string, Tensor>([...initial, ...averages, ...moments]);
+    const initialAverages = [...initial].map(([key, t]) => [emaName(key), t] as const);
+    return new Map<string, Tensor>([...initial, ...initialAverages, ...moments]);
   };
   const held: (Program | State)[] = [];
   try {
@@ -117,8 +120,7 @@ export async function trainFully(
       },
       (step) => saveState(path, training, step, state),
     );
-    const averaged = await state.read(specs.map((s) => emaName(s.input)));
-    return new Map(specs.map((s) => [s.input, averaged.get(emaName(s.input))!]));
+    return averages(await state.read(specs.map((s) => emaName(s.input))));
   } finally {
     // Settled, not awaited one by one: an engine that has failed refuses these too, and its first error is the one to tell.
     await Promise.allSettled(held.map((resource) => resource.release()));

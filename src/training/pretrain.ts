@@ -297,7 +297,7 @@ async function encodeAll(
   vae: ReadonlyMap<string, Tensor>,
   data: Dataset,
 ): Promise<{ latents: Tensor<'float32'>; scalingFactor: number }> {
-  const b = 50;
+  const b = Math.min(50, data.captions.length);
   const config = vaeConfig();
   const graph = new Graph('encoder');
   const pixels = graph.input('pixels', 'float32', [b, 3, BASE_RESOLUTION, BASE_RESOLUTION]);

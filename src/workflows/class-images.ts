@@ -28,9 +28,6 @@ export interface ClassImageOptions {
 
 const fileName = (index: number): string => `class-${String(index).padStart(4, '0')}.png`;
 
-/** Where a run keeps them. */
-export const classImagesFolder = 'class_images';
-
 const DESCRIPTION = 'class-images.json';
 const ownName = /^class-\d+\.png$/;
 

@@ -18,7 +18,7 @@ import type { TrainingListener } from '../training/events.js';
 import { LatentCache } from '../training/latent-cache.js';
 import { Personalisation, type PersonalisationSettings } from '../training/personalisation.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
-import { classImages, classImagesFolder } from './class-images.js';
+import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
@@ -136,7 +136,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       const pictures = settings.withPriorPreservation
         ? await drawing(
             classImages(drawer, {
-              folder: options.classDataDir ?? join(run.path, classImagesFolder),
+              folder: options.classDataDir ?? join(run.path, runFiles.classImages),
               model: modelPath,
               prompt: subject.classPrompt,
               count: settings.numClassImages,

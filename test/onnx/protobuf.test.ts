@@ -1,0 +1,125 @@
+import assert from 'node:assert/strict';
+import { writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { suite, test } from 'node:test';
+import type { InferenceSession } from 'onnxruntime-node';
+import { conv2d } from '../../src/onnx/conv.js';
+import { add, exp, mul, silu } from '../../src/onnx/elementwise.js';
+import { Graph } from '../../src/onnx/graph.js';
+import { concat, split } from '../../src/onnx/movement.js';
+import { layerNorm } from '../../src/onnx/norm.js';
+import { encodeModel } from '../../src/onnx/protobuf.js';
+import { sum } from '../../src/onnx/reduction.js';
+import { float32 } from '../../src/tensor/tensor.js';
+import { temporaryFolder } from '../temporary-folder.js';
+
+// The library phones home unless it is told not to before it is loaded.
+process.env.ORT_DISABLE_TELEMETRY = '1';
+const ort = await import('onnxruntime-node');
+
+const open = (bytes: Uint8Array, options: InferenceSession.SessionOptions = {}) =>
+  ort.InferenceSession.create(bytes, { intraOpNumThreads: 1, logSeverityLevel: 4, ...options });
+
+const runtime = (shape: number[], data: number[]) =>
+  new ort.Tensor('float32', Float32Array.from(data), shape);
+
+suite('the encoded model', () => {
+  test('is loaded by the runtime under the names that were promised, with types and shapes', async () => {
+    const graph = new Graph('names');
+    const x = graph.input('a name with spaces/and.dots', 'float32', [2, 3]);
+    const step = graph.input('step', 'int64', [1]);
+    graph.input('unread', 'float32', [7]);
+    graph.output('y', mul(x, 2));
+    graph.output('steps', add(step, 1));
+    const model = encodeModel(graph);
+    assert.deepEqual(model.inputs, ['a name with spaces/and.dots', 'step']);
+    const session = await open(model.bytes);
+    assert.deepEqual(session.inputNames, model.inputs);
+    assert.deepEqual(session.outputNames, [model.outputs.get('y'), model.outputs.get('steps')]);
+    assert.deepEqual(
+      session.inputMetadata.map((m) => (m.isTensor ? [m.type, m.shape] : [])),
+      [
+        ['float32', [2, 3]],
+        ['int64', [1]],
+      ],
+    );
+    const results = await session.run({
+      [x.name]: runtime([2, 3], [1, 2, 3, 4, 5, 6]),
+      step: new ort.Tensor('int64', [41n], [1]),
+    });
+    assert.deepEqual([...(results[model.outputs.get('y')!]!.data as Float32Array)], [2, 4, 6, 8, 10, 12]);
+    assert.deepEqual([...(results[model.outputs.get('steps')!]!.data as BigInt64Array)], [42n]);
+    await session.release();
+  });
+
+  test('gives one value under several names, an input and a constant among the outputs, and next states', async () => {
+    const graph = new Graph('aliases');
+    const x = graph.input('x', 'float32', [2]);
+    const y = exp(x);
+    graph.output('y', y);
+    graph.output('again', y);
+    graph.output('x', x);
+    graph.output('constant', graph.constant(float32([2], [7, 8])));
+    graph.update(x, y);
+    const model = encodeModel(graph);
+    const session = await open(model.bytes);
+    const results = await session.run({ x: runtime([2], [0, 1]) });
+    const read = (name: string | undefined) => [...(results[name!]!.data as Float32Array)];
+    const expected = [1, Math.fround(Math.E)];
+    assert.deepEqual(read(model.outputs.get('again')), read(model.outputs.get('y')));
+    assert.ok(Math.abs(read(model.outputs.get('y'))[1]! - expected[1]!) < 1e-6);
+    assert.deepEqual(read(model.outputs.get('x')), [0, 1]);
+    assert.deepEqual(read(model.outputs.get('constant')), [7, 8]);
+    assert.deepEqual(read(model.updates.get('x')), read(model.outputs.get('y')));
+    await session.release();
+  });
+
+  test('carries every kind of attribute, left-out operands, several results and the other domain', async () => {
+    const graph = new Graph('attributes');
+    const x = graph.input('x', 'float32', [1, 2, 2, 2]);
+    const kernel = graph.constant(float32([2, 1, 1, 1], [1, 2]), 'kernel');
+    const [left, right] = split(conv2d(x, kernel, undefined, { groups: 2 }), [1, 1], 1) as [
+      typeof x,
+      typeof x,
+    ];
+    const joined = silu(concat([right, left], -1));
+    graph.output('y', layerNorm(joined, undefined, undefined, 1e-5));
+    graph.output('total', sum(joined));
+    const model = encodeModel(graph);
+    const session = await open(model.bytes);
+    const results = await session.run({ x: runtime([1, 2, 2, 2], [1, 2, 3, 4, 5, 6, 7, 8]) });
+    const total = (results[model.outputs.get('total')!]!.data as Float32Array)[0]!;
+    const expected = [1, 2, 3, 4, 10, 12, 14, 16].reduce((n, v) => n + v / (1 + Math.exp(-v)), 0);
+    assert.ok(Math.abs(total / expected - 1) < 1e-6, `${total} and not ${expected}`);
+    await session.release();
+  });
+
+  test('reads external weights at the offset that it names', async (t) => {
+    const folder = await temporaryFolder(t);
+    const bytes = new Uint8Array(5 + 8);
+    new DataView(bytes.buffer).setFloat32(5, 1.5, true);
+    new DataView(bytes.buffer).setFloat32(9, -2, true);
+    await writeFile(path.join(folder, 'weights'), bytes);
+    const graph = new Graph('external');
+    const x = graph.input('x', 'float32', [2]);
+    const w = graph.external('w', 'float32', [2], { path: '/elsewhere/weights', offset: 5 });
+    graph.output('y', add(x, w));
+    const model = encodeModel(graph, { externalLocation: (p) => path.basename(p) });
+    const session = await open(model.bytes, {
+      extra: { session: { model_external_initializers_file_folder_path: folder } },
+    });
+    const results = await session.run({ x: runtime([2], [1, 1]) });
+    assert.deepEqual([...(results[model.outputs.get('y')!]!.data as Float32Array)], [2.5, -1]);
+    await session.release();
+  });
+
+  test('is the same bytes for the same graph', () => {
+    const build = (): Uint8Array => {
+      const graph = new Graph('twice');
+      const x = graph.input('x', 'float32', [2]);
+      graph.output('y', add(exp(x), 1));
+      return encodeModel(graph).bytes;
+    };
+    assert.deepEqual(build(), build());
+  });
+});
