@@ -1,5 +1,5 @@
 // Times the training step on the shipped base model beside PyTorch, in one run on one machine, turn by turn.
-// npm run bench -- [--write] [--repeats 9] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into docs/benchmarks.md.
+// npm run bench -- [--write] [--repeats 15] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into docs/benchmarks.md.
 import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, tmpdir, totalmem } from 'node:os';
@@ -28,7 +28,7 @@ const BARS = { ratio: 1, compileSeconds: 3 };
 
 const { values: options } = parseArgs({
   options: {
-    repeats: { type: 'string', default: '9' },
+    repeats: { type: 'string', default: '15' },
     threads: { type: 'string', default: String(availableParallelism()) },
     model: { type: 'string' },
     write: { type: 'boolean', default: false },

@@ -8,11 +8,12 @@ import { textOption, wholeOption } from './option.js';
 import { progressListener } from './progress.js';
 
 /** Chosen so that the demo takes at most 3 minutes on two processors. */
-const STEPS = 200;
+const STEPS = 350;
 const BATCH_SIZE = 4;
 const LEARNING_RATE = 1e-3;
 const CLASS_IMAGES = 16;
 const SAMPLING_STEPS = 25;
+const GUIDANCE_SCALE = 5;
 const IMAGES_PER_PROMPT = 2;
 const SUBJECT = { instancePrompt: 'a photo of sks backpack', classPrompt: 'a photo of backpack' };
 const SCENES = [
@@ -75,6 +76,8 @@ export function createDemoCommand(
           validationPrompts: SCENES,
           numValidationImages: IMAGES_PER_PROMPT,
           samplingSteps: SAMPLING_STEPS,
+          guidanceScale: GUIDANCE_SCALE,
+          lrScheduler: 'cosine',
           ...(existsSync(output) ? { resumeFromCheckpoint: 'latest' } : {}),
           ...(threads === undefined ? {} : { threads }),
           onEvent: listener,
