@@ -165,7 +165,15 @@ async function bench(
   const other = (command: string) => () =>
     new LineProcess(command, [join(root, 'bench', 'pytorch_step.py'), JSON.stringify(task)]);
   const repeats = count('repeats', 5);
-  const [first, second] = await measure(python === undefined ? [ours] : [ours, other(python)], repeats);
+  const [first, second] = await measure(python === undefined ? [ours] : [ours, other(python)], repeats).catch(
+    (error: unknown) => {
+      if (python === undefined) throw error;
+      console.log(
+        `PyTorch is skipped, as its side failed: ${error instanceof Error ? error.message : error}`,
+      );
+      return measure([ours], repeats);
+    },
+  );
   if (first?.profile !== undefined) printProfile(first.profile, 1 + WARM_UP + repeats);
   return { method, ours: first!, pytorch: second };
 }

@@ -40,8 +40,8 @@ function realPath(file: string): string {
 }
 
 function bytesInWords(bytes: number): string {
-  const power = Math.min(4, Math.floor(Math.log2(Math.max(1, bytes)) / 10));
-  return `${(bytes / 1024 ** power).toFixed(power > 2 ? 1 : 0)} ${['bytes', 'KiB', 'MiB', 'GiB', 'TiB'][power]}`;
+  const power = Math.min(5, Math.floor(Math.log2(Math.max(1, bytes)) / 10));
+  return `${(bytes / 1024 ** power).toFixed(power > 2 ? 1 : 0)} ${['bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][power]}`;
 }
 
 /** What the worker refused, as an error that says what to do; what nobody can act on is a bug of ours. */

@@ -152,9 +152,9 @@ async function writeTokenizer(folder: string): Promise<ClipTokenizer> {
 }
 
 const weightFiles = {
-  unet: 'diffusion_pytorch_model.fp16.safetensors',
-  vae: 'diffusion_pytorch_model.fp16.safetensors',
-  text_encoder: 'model.fp16.safetensors',
+  unet: 'diffusion_pytorch_model.safetensors',
+  vae: 'diffusion_pytorch_model.safetensors',
+  text_encoder: 'model.safetensors',
 } as const;
 
 /** The entry by which transformers recognises the file. */
