@@ -272,6 +272,7 @@ function verdicts(results: readonly Result[]): string[] {
 
 async function main(): Promise<void> {
   const threads = count('threads', 1);
+  count('repeats', 5);
   const temporary = await mkdtemp(join(tmpdir(), 'portrayal-bench-'));
   try {
     const environment = options['without-pytorch']
