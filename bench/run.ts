@@ -227,7 +227,7 @@ function conditions(results: readonly Result[], modelName: string): string {
   return [
     `One training step on ${modelName}: ${BATCH.instances} rows of the subject and ${BATCH.priors} of its class,`,
     `low-rank updates of rank ${RANK} on the attention projections, forward, backward, clipping, AdamW and (DPG) the critic's step,`,
-    `float32, ${count('threads', 1)} threads each. Both sides run in one session, turn by turn, in processes of their own;`,
+    `float32, ${count('threads', 1)} threads each. Both sides run at the same time, turn by turn, in processes of their own;`,
     `${repeats} steps each after ${1 + WARM_UP} to warm up.`,
     `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GiB; ${versions.join('; ')}.`,
   ].join('\n');
