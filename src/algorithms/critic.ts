@@ -4,7 +4,7 @@ import type { Graph, Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
 import { reshape } from '../onnx/movement.js';
 import type { Random } from '../tensor/random.js';
-import { elementCount, type Shape, type Tensor } from '../tensor/tensor.js';
+import type { Shape, Tensor } from '../tensor/tensor.js';
 
 const HIDDEN = 64;
 const SLOPE = 0.01;
@@ -64,10 +64,5 @@ export class Critic {
     return new Map(
       criticParameters(shape).map((p) => [p.name, random.derive(p.name).uniforms(p.shape, 0, p.bound)]),
     );
-  }
-
-  /** Number of parameters for residuals of this shape. */
-  static size(shape: Shape): number {
-    return criticParameters(shape).reduce((n, p) => n + elementCount(p.shape), 0);
   }
 }

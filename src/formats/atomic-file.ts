@@ -94,7 +94,7 @@ function errorCode(error: unknown): string | undefined {
 }
 
 /** Makes a rename survive a power cut. Some platforms (Windows, some network file systems) cannot flush a folder; the rename is done all the same. */
-async function flushFolder(folder: string): Promise<void> {
+export async function flushFolder(folder: string): Promise<void> {
   try {
     const handle = await open(folder, 'r');
     try {

@@ -1,7 +1,7 @@
-import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { OutputError, RunError } from '../errors.js';
-import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
+import { flushFolder, outputError, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
 import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -116,11 +116,4 @@ export async function removeUnfinishedCheckpoints(folder: string): Promise<void>
   for (const name of names.filter((n) => unfinished.test(n))) {
     await rm(join(folder, name), { recursive: true, force: true });
   }
-}
-
-/** Makes the new name survive a power cut. Where folders cannot be flushed (Windows), the rename is done all the same. */
-async function flushFolder(folder: string): Promise<void> {
-  const handle = await open(folder, 'r').catch(() => undefined);
-  await handle?.sync().catch(() => undefined);
-  await handle?.close();
 }

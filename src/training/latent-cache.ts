@@ -11,8 +11,37 @@ export interface Moments {
   readonly logvar: Float32Array;
 }
 
+/** The autoencoder's encoder, compiled for one picture of one resolution. */
+export class LatentEncoder {
+  private constructor(
+    /** Side of the pictures in pixels. */
+    readonly resolution: number,
+    private readonly program: Program,
+  ) {}
+
+  static async create(model: StableDiffusion, engine: Engine, resolution: number): Promise<LatentEncoder> {
+    const graph = new Graph('encoder');
+    const { mean, logVariance } = model.encoder(
+      graph,
+      graph.input('pixels', 'float32', [1, 3, resolution, resolution]),
+    );
+    graph.output('mean', mean);
+    graph.output('logvar', logVariance);
+    return new LatentEncoder(resolution, await engine.compile(graph));
+  }
+
+  /** @param pixels [3, R, R] in [-1, 1] */
+  async encode(pixels: Tensor<'float32'>): Promise<Moments> {
+    const { mean, logvar } = await this.program.run({ pixels: float32([1, ...pixels.shape], pixels.data) });
+    return { mean: data(mean!), logvar: data(logvar!) };
+  }
+
+  async release(): Promise<void> {
+    await this.program.release();
+  }
+}
+
 export interface LatentOptions {
-  readonly resolution: number;
   /** Cut another square out of each picture every time it is used. */
   readonly randomCrop: boolean;
   /** Mirror a picture half of the times it is used. */
@@ -25,28 +54,11 @@ export interface LatentOptions {
 export class LatentCache {
   readonly #known = new Map<string, Promise<Moments>>();
 
-  private constructor(
+  constructor(
+    private readonly encoder: LatentEncoder,
     private readonly images: readonly ReferenceImage[],
     private readonly options: LatentOptions,
-    private readonly program: Program,
   ) {}
-
-  static async create(
-    model: StableDiffusion,
-    engine: Engine,
-    images: readonly ReferenceImage[],
-    options: LatentOptions,
-  ): Promise<LatentCache> {
-    const graph = new Graph('encoder');
-    const { resolution } = options;
-    const { mean, logVariance } = model.encoder(
-      graph,
-      graph.input('pixels', 'float32', [1, 3, resolution, resolution]),
-    );
-    graph.output('mean', mean);
-    graph.output('logvar', logVariance);
-    return new LatentCache(images, options, await engine.compile(graph));
-  }
 
   get count(): number {
     return this.images.length;
@@ -66,15 +78,9 @@ export class LatentCache {
     return known;
   }
 
-  async release(): Promise<void> {
-    await this.program.release();
-  }
-
   async #encode(index: number, flip: boolean, crop: 'center' | Random): Promise<Moments> {
-    const { resolution } = this.options;
-    const pixels = await prepareImage(this.images[index]!, { resolution, crop, flip });
-    const { mean, logvar } = await this.program.run({ pixels: float32([1, ...pixels.shape], pixels.data) });
-    return { mean: data(mean!), logvar: data(logvar!) };
+    const { resolution } = this.encoder;
+    return this.encoder.encode(await prepareImage(this.images[index]!, { resolution, crop, flip }));
   }
 }
 

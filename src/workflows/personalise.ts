@@ -8,14 +8,14 @@ import type { Device } from '../engine/device.js';
 import type { Engine, State } from '../engine/engine.js';
 import { CancelledError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
-import { encodeSafetensors } from '../formats/safetensors.js';
 import { adamw } from '../optim/adamw.js';
-import { kohyaMetadata, kohyaTensors, type Lora, loraFromFactors, peftTensors } from '../pretrained/lora.js';
+import { type LoraDescription, loraFromFactors } from '../pretrained/lora.js';
+import { writeLoraFiles } from '../pretrained/lora-file.js';
 import { type LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
-import { LatentCache } from '../training/latent-cache.js';
+import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { Personalisation, type PersonalisationSettings } from '../training/personalisation.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
 import { classImages } from './class-images.js';
@@ -166,9 +166,10 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       };
     });
 
-    const view = { resolution, randomCrop: !settings.centerCrop, randomFlip: settings.randomFlip };
-    const instanceLatents = cleanup.release(await LatentCache.create(model, engine, references.images, view));
-    const priorLatents = priors && cleanup.release(await LatentCache.create(model, engine, priors, view));
+    const encoder = cleanup.release(await LatentEncoder.create(model, engine, resolution));
+    const view = { randomCrop: !settings.centerCrop, randomFlip: settings.randomFlip };
+    const instanceLatents = new LatentCache(encoder, references.images, view);
+    const priorLatents = priors && new LatentCache(encoder, priors, view);
     const personalisation = cleanup.release(
       await Personalisation.create(
         {
@@ -196,13 +197,10 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     await personalisation.train();
 
     const factors = await personalisation.factors();
-    const files = await writeLora(
-      run,
+    const files = await writeLoraFiles(
+      run.path,
       loraFromFactors(factors, settings.loraAlpha),
-      model,
-      subject,
-      settings,
-      resolution,
+      loraDescription(model, subject, settings, resolution),
     );
     const drawer = cleanup.release(await TextToImage.create(model, engine, { resolution, lora }));
     const after = await draw(drawer, cleanup.release(await engine.state(factors)), 'drawing after');
@@ -355,16 +353,13 @@ function truncations(model: StableDiffusion, prompts: readonly string[]): string
   });
 }
 
-async function writeLora(
-  run: RunFolder,
-  lora: Lora,
+function loraDescription(
   model: StableDiffusion,
   subject: SubjectPrompt,
   settings: PersonaliseSettings,
   resolution: number,
-): Promise<string[]> {
-  const peft = encodeSafetensors(peftTensors(lora), new Map([['format', 'pt']]));
-  const metadata = kohyaMetadata(lora, {
+): LoraDescription {
+  return {
     title: `${subject.token} ${subject.className}`,
     base: model.textConfig.hiddenSize === 1024 ? 'stable-diffusion-v2' : 'stable-diffusion-v1',
     prediction: model.scheduler.schedule.predictionType,
@@ -372,12 +367,7 @@ async function writeLora(
     triggerPhrase: subject.token,
     steps: settings.steps,
     learningRate: settings.learningRate,
-  });
-  const kohya = encodeSafetensors(kohyaTensors(lora), metadata);
-  return [
-    await run.write(runFiles.lora, Buffer.concat(peft)),
-    await run.write(runFiles.kohyaLora, Buffer.concat(kohya)),
-  ];
+  };
 }
 
 function reportNotes(shipped: boolean): string[] {
