@@ -33,7 +33,7 @@ export function stepInputs(model: StableDiffusion, workload: Workload): StepInpu
   const random = new Random(SEED, 'bench');
   const rows = workload.instances + workload.priors;
   const latents = [rows, ...model.latentShape(workload.resolution)];
-  const { tokenizer, textConfig, scheduler } = model;
+  const { scheduler, promptLength, unetConfig } = model;
   const timesteps = Array.from({ length: rows }, (_, i) =>
     Math.floor(((i + 0.5) * scheduler.schedule.steps) / rows),
   );
@@ -57,7 +57,7 @@ export function stepInputs(model: StableDiffusion, workload: Workload): StepInpu
       ['latents.noise', random.derive('posterior').normals(latents)],
       ['noise', random.derive('noise').normals(latents)],
       ['timesteps', int64([rows], timesteps)],
-      ['condition', random.derive('text').normals([rows, tokenizer.maxLength, textConfig.hiddenSize])],
+      ['condition', random.derive('text').normals([rows, promptLength, unetConfig.crossAttentionDim])],
     ]),
     factors,
     critic: Critic.initial(latents, random.derive('critic')),

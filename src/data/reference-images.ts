@@ -3,6 +3,7 @@ import { readdir, readFile, stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import sharp from 'sharp';
 import { InputError } from '../errors.js';
+import type { SizeCondition } from '../models/size-condition.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import { readableExtensions, recogniseImage, unreadableExtensions } from './image-format.js';
@@ -12,6 +13,8 @@ export interface ReferenceImage {
   readonly path: string;
   readonly width: number;
   readonly height: number;
+  /** Height and width of the file's picture, upright, before anything was scaled. */
+  readonly originalSize: readonly [number, number];
   /** Interleaved RGB, row by row from the top: width * height * 3 values in 0 … 255. */
   readonly pixels: Uint8Array;
 }
@@ -72,14 +75,16 @@ export interface PrepareOptions {
   readonly flip?: boolean;
 }
 
-/**
- * One photograph as the model sees it: the shorter side scaled to the resolution (Lanczos), a square cut out.
- * @returns [3, resolution, resolution], RGB in [-1, 1].
- */
-export async function prepareImage(
-  image: ReferenceImage,
-  options: PrepareOptions,
-): Promise<Tensor<'float32'>> {
+/** One photograph as the model sees it, and what became of it on the way. */
+export interface PreparedImage {
+  /** [3, resolution, resolution], RGB in [-1, 1]. */
+  readonly pixels: Tensor<'float32'>;
+  /** Where the crop is counted in the mirrored photograph, if it was mirrored. */
+  readonly size: SizeCondition;
+}
+
+/** Prepares one photograph: the shorter side scaled to the resolution (Lanczos), a square cut out. */
+export async function prepareImage(image: ReferenceImage, options: PrepareOptions): Promise<PreparedImage> {
   const { resolution, crop = 'center', flip = false } = options;
   const scale = resolution / Math.min(image.width, image.height);
   const width = Math.max(resolution, Math.round(image.width * scale));
@@ -104,7 +109,14 @@ export async function prepareImage(
       values[channel * plane + i] = square[3 * i + channel]! / 127.5 - 1;
     }
   }
-  return float32([3, resolution, resolution], values);
+  return {
+    pixels: float32([3, resolution, resolution], values),
+    size: {
+      originalSize: image.originalSize,
+      cropTopLeft: [top, flip ? slackX - left : left],
+      targetSize: [resolution, resolution],
+    },
+  };
 }
 
 async function listPictures(
@@ -223,7 +235,11 @@ async function readPicture(
       `${path}: every pixel has the same colour, so there is nothing to learn from it; take it out if that is not meant.`,
     );
   }
-  return { image: { path, width: decoded.info.width, height: decoded.info.height, pixels }, warnings };
+  const { info } = decoded;
+  return {
+    image: { path, width: info.width, height: info.height, originalSize: [height, width], pixels },
+    warnings,
+  };
 }
 
 async function readWhole(path: string): Promise<Buffer> {

@@ -4,10 +4,11 @@ import { embedding } from '../nn/embedding.js';
 import { linear } from '../nn/linear.js';
 import { layerNorm } from '../nn/norm.js';
 import { type Initializer, Scope } from '../nn/parameters.js';
-import { add, gelu, quickGelu } from '../onnx/elementwise.js';
+import { add, cast, equal, gelu, quickGelu } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
-import { slice } from '../onnx/movement.js';
-import { float32 } from '../tensor/tensor.js';
+import { gather, reshape, slice } from '../onnx/movement.js';
+import { argMax } from '../onnx/reduction.js';
+import { float32, int64 } from '../tensor/tensor.js';
 
 /** Added to the score of a token that must not be seen: exp gives exactly 0 in float32. */
 const BLOCKED = -1e9;
@@ -27,28 +28,94 @@ export interface ClipTextConfig {
   readonly layerNormEps: number;
 }
 
+/** Shape of a CLIP text encoder with the projection into the space that texts and pictures share. */
+export interface ClipTextProjectionConfig extends ClipTextConfig {
+  readonly projectionDim: number;
+  /** The token at which a text is summed up: the first of this id. */
+  readonly endToken: number | 'highest';
+}
+
 /**
  * The text half of CLIP (Radford et al., arXiv 2103.00020): a causal pre-norm transformer. Token ids int64 [B, T], T at most `maxPositions`, to the hidden states
  * [B, T, hiddenSize] after the last layer normalisation, which is what Stable Diffusion 1 and 2 are conditioned on.
  */
 export function clipText(scope: Scope, config: ClipTextConfig, tokens: Value): Value {
+  const model = withOrWithoutPrefix(scope);
+  const last = hiddenStates(model, config, tokens, config.layers).at(-1)!;
+  return layerNorm(model.at('final_layer_norm'), last, { eps: config.layerNormEps });
+}
+
+/**
+ * The hidden states [B, T, hiddenSize] that go into the last layer, as they are, which is what SDXL is conditioned on (Podell et al., arXiv 2307.01952, section 2.1).
+ * The last layer is not built.
+ */
+export function clipTextPenultimate(scope: Scope, config: ClipTextConfig, tokens: Value): Value {
+  return hiddenStates(withOrWithoutPrefix(scope), config, tokens, config.layers - 1).at(-1)!;
+}
+
+/** What `clipTextProjection` gives. */
+export interface ClipTextProjection {
+  /** The hidden states that go into the last layer, [B, T, hiddenSize]. */
+  readonly penultimate: Value;
+  /** The text in one vector: its end token after the last layer and normalisation, projected; [B, projectionDim]. */
+  readonly projected: Value;
+}
+
+/** A CLIP text encoder with its projection (`text_projection`), run once for both of what SDXL takes from it. Token ids int64 [B, T]. */
+export function clipTextProjection(
+  scope: Scope,
+  config: ClipTextProjectionConfig,
+  tokens: Value,
+): ClipTextProjection {
+  const { hiddenSize, projectionDim, layerNormEps: eps } = config;
+  const model = withOrWithoutPrefix(scope);
+  const [penultimate, last] = hiddenStates(model, config, tokens, config.layers).slice(-2) as [Value, Value];
+  const states = layerNorm(model.at('final_layer_norm'), last, { eps }); // [B, T, C]
+  const ends = rowsAt(states, endPositions(tokens, config.endToken)); // [B, C]
+  const projected = linear(scope.at('text_projection'), ends, {
+    in: hiddenSize,
+    out: projectionDim,
+    bias: false,
+    weightInit: { kind: 'normal', std: hiddenSize ** -0.5 },
+  });
+  return { penultimate, projected };
+}
+
+/** The embedded tokens, and the hidden states after each of the first `count` layers: [B, T, C] each. */
+function hiddenStates(model: Scope, config: ClipTextConfig, tokens: Value, count: number): Value[] {
   const { layerNormEps: eps } = config;
   const length = tokens.shape[1]!;
   if (tokens.shape.length !== 2 || length > config.maxPositions) {
     throw new Error(`internal: CLIP takes tokens [B, T] with T <= ${config.maxPositions}, got ${tokens}`);
   }
-  const model = withOrWithoutPrefix(scope);
   let x = embedTokens(model.at('embeddings'), config, tokens); // [B, T, C]
+  const states = [x];
   const mask = causalMask(tokens, length);
-  for (let i = 0; i < config.layers; i++) {
+  for (let i = 0; i < count; i++) {
     const layer = model.at('encoder', 'layers', i);
     x = add(
       x,
       selfAttention(layer.at('self_attn'), config, layerNorm(layer.at('layer_norm1'), x, { eps }), mask),
     );
     x = add(x, feedForward(layer.at('mlp'), config, layerNorm(layer.at('layer_norm2'), x, { eps })));
+    states.push(x);
   }
-  return layerNorm(model.at('final_layer_norm'), x, { eps });
+  return states;
+}
+
+/** Where each text [B, T] ends, [B]. Configurations older than transformers' PR #24773 have no end token; there it is the highest id of the vocabulary. */
+function endPositions(tokens: Value, endToken: number | 'highest'): Value {
+  // Ids are far below 2^24, so that they are exact in float32, the type that every runtime can search.
+  if (endToken === 'highest') return argMax(cast(tokens, 'float32'), 1);
+  return argMax(cast(equal(tokens, endToken), 'float32'), 1);
+}
+
+/** Row `positions[b]` of each x[b]: [B, T, C] and int64 [B] to [B, C]. */
+function rowsAt(x: Value, positions: Value): Value {
+  const [batch, length, width] = x.shape as [number, number, number];
+  const starts = Array.from({ length: batch }, (_, b) => b * length);
+  const places = add(positions, x.graph.constant(int64([batch], starts), 'row_starts'));
+  return gather(reshape(x, [batch * length, width]), places, 0);
 }
 
 /**
@@ -128,9 +195,37 @@ function feedForward(scope: Scope, config: ClipTextConfig, x: Value): Value {
  */
 export function readClipTextConfig(config: Config): ClipTextConfig {
   config.must('architectures', ['CLIPTextModel'], ['CLIPTextModel']);
+  // The hidden states depend on neither.
+  config.ignore('eos_token_id', 'projection_dim');
+  const read = readEncoder(config);
+  config.finish();
+  return read;
+}
+
+/**
+ * Reads the `config.json` of a text encoder with a projection, SDXL's `text_encoder_2`. Absent keys take transformers' own defaults.
+ *
+ * @throws ModelError naming file, key and value for anything that this encoder cannot compute.
+ */
+export function readClipTextProjectionConfig(config: Config): ClipTextProjectionConfig {
+  config.must('architectures', ['CLIPTextModelWithProjection'], ['CLIPTextModelWithProjection']);
+  const endToken = config.integer('eos_token_id', 49407, 0);
+  const read: ClipTextProjectionConfig = {
+    ...readEncoder(config),
+    projectionDim: config.integer('projection_dim', 512),
+    endToken: endToken === WRONG_END_TOKEN ? 'highest' : endToken,
+  };
+  config.finish();
+  return read;
+}
+
+/** What configurations gave as `eos_token_id` before transformers' PR #24773, whatever the vocabulary. */
+const WRONG_END_TOKEN = 2;
+
+function readEncoder(config: Config): ClipTextConfig {
   config.oneOf('model_type', ['clip_text_model', 'clip_text'], 'clip_text_model');
-  // These place special tokens or concern training; the last hidden state does not depend on them.
-  config.ignore('bos_token_id', 'eos_token_id', 'pad_token_id', 'projection_dim');
+  // These place special tokens or concern training.
+  config.ignore('bos_token_id', 'pad_token_id');
   config.ignore('attention_dropout', 'dropout', 'initializer_factor', 'initializer_range');
   config.ignore('torch_dtype', 'dtype', 'transformers_version');
   const read: ClipTextConfig = {
@@ -143,7 +238,6 @@ export function readClipTextConfig(config: Config): ClipTextConfig {
     activation: config.oneOf('hidden_act', ['quick_gelu', 'gelu'], 'quick_gelu'),
     layerNormEps: config.number('layer_norm_eps', 1e-5),
   };
-  config.finish();
   if (read.hiddenSize % read.heads !== 0) {
     throw config.unsupported('num_attention_heads', `a divisor of hidden_size (${read.hiddenSize})`);
   }

@@ -5,8 +5,9 @@ import { linear } from '../nn/linear.js';
 import { groupNorm } from '../nn/norm.js';
 import type { Scope } from '../nn/parameters.js';
 import { timestepEmbedding } from '../nn/timestep-embedding.js';
-import { mul, silu, sub } from '../onnx/elementwise.js';
+import { add, mul, silu, sub } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
+import { concat, reshape } from '../onnx/movement.js';
 import { type Conditions, downBlock, type Level, midBlock, upBlock } from './unet-blocks.js';
 
 const DOWN_BLOCKS = ['CrossAttnDownBlock2D', 'DownBlock2D'] as const;
@@ -38,15 +39,37 @@ export interface UNet2DConditionConfig {
   readonly normEps: number;
   readonly convInKernel: number;
   readonly convOutKernel: number;
+  /** Where the model is told more than the time and the text: how that is embedded. */
+  readonly added?: AddedEmbedding;
 }
 
-export interface UNet2DConditionInputs {
+/** Embedding of `AddedConditions`: the numbers as timesteps are, `timeDim` values each, after the text vector; `inputDim` values together. */
+export interface AddedEmbedding {
+  readonly timeDim: number;
+  readonly inputDim: number;
+}
+
+/** What a denoiser is told of the picture to make. */
+export interface Condition {
+  /** Text condition [B, S, crossAttentionDim]. */
+  readonly encoderHiddenStates: Value;
+  /** For models that take them: those whose configuration has `added`. */
+  readonly added?: AddedConditions;
+}
+
+/** SDXL's conditions besides the text that is attended to (Podell et al., arXiv 2307.01952, sections 2.1 and 2.2). */
+export interface AddedConditions {
+  /** The text in one vector, [B, P]. */
+  readonly textEmbeds: Value;
+  /** Sizes and crop of the picture, float32 [B, N]; see `timeIds`. */
+  readonly timeIds: Value;
+}
+
+export interface UNet2DConditionInputs extends Condition {
   /** Noisy latents [B, inChannels, H, W]. */
   readonly sample: Value;
   /** Timesteps [B] of any number type. */
   readonly timestep: Value;
-  /** Text condition [B, S, crossAttentionDim]. */
-  readonly encoderHiddenStates: Value;
 }
 
 export interface UNet2DConditionOptions {
@@ -58,7 +81,7 @@ export interface UNet2DConditionOptions {
  * The denoiser of latent diffusion (Rombach et al., arXiv 2112.10752): a UNet whose levels attend to a text condition. Gives [B, outChannels, H, W], noise or
  * velocity as the noise schedule's prediction type says.
  *
- * @throws ModelError when the text condition is not of the width that this UNet attends to.
+ * @throws ModelError when the conditions are not of the widths that this UNet takes.
  */
 export function unet2DCondition(
   scope: Scope,
@@ -77,7 +100,7 @@ export function unet2DCondition(
   const base = blockOutChannels[0]!;
   const last = blockOutChannels.length - 1;
   const conditions: Conditions = {
-    time: embedTime(scope.at('time_embedding'), config, inputs.timestep),
+    time: embedTime(scope, config, inputs),
     context: inputs.encoderHiddenStates,
     recompute: options.gradientCheckpointing ?? false,
   };
@@ -124,14 +147,42 @@ export function unet2DCondition(
   });
 }
 
-/** Timesteps [B] to the embedding [B, 4 * base], after the SiLU that every residual block applies to it first. */
-function embedTime(scope: Scope, config: UNet2DConditionConfig, timestep: Value): Value {
+/** Timesteps [B], and what is added to them, to the embedding [B, 4 * base], after the SiLU that every residual block applies to it first. */
+function embedTime(scope: Scope, config: UNet2DConditionConfig, inputs: UNet2DConditionInputs): Value {
   const base = config.blockOutChannels[0]!;
   const width = 4 * base;
   const { flipSinToCos, freqShift } = config;
-  const waves = timestepEmbedding(timestep, { dim: base, flipSinToCos, freqShift }); // [B, base]
-  const hidden = silu(linear(scope.at('linear_1'), waves, { in: base, out: width }));
-  return silu(linear(scope.at('linear_2'), hidden, { in: width, out: width }));
+  const waves = timestepEmbedding(inputs.timestep, { dim: base, flipSinToCos, freqShift }); // [B, base]
+  const time = perceptron(scope.at('time_embedding'), waves, width);
+  if (!config.added) return silu(time);
+  const added = joinAdded(config, config.added, inputs.added);
+  return silu(add(time, perceptron(scope.at('add_embedding'), added, width)));
+}
+
+/** The text vector, then the embedded sizes: [B, inputDim]. */
+function joinAdded(
+  { flipSinToCos, freqShift }: UNet2DConditionConfig,
+  { timeDim: dim, inputDim }: AddedEmbedding,
+  conditions: AddedConditions | undefined,
+): Value {
+  if (!conditions) throw new Error('internal: this UNet takes added conditions, and there are none');
+  const { textEmbeds, timeIds } = conditions;
+  const [batch, count] = timeIds.shape as [number, number];
+  const waves = timestepEmbedding(reshape(timeIds, [-1]), { dim, flipSinToCos, freqShift }); // [B * N, dim]
+  const joined = concat([textEmbeds, reshape(waves, [batch, count * dim])], 1);
+  if (joined.shape[1] !== inputDim) {
+    throw new ModelError(
+      `The text encoder gives a vector of ${textEmbeds.shape[1]} (projection_dim) and there are ${count} sizes of ${dim} values each, ${joined.shape[1]} in all, ` +
+        `but the UNet takes ${inputDim} (projection_class_embeddings_input_dim). The folders text_encoder_2 and unet are of different models; get both from the same one.`,
+    );
+  }
+  return joined;
+}
+
+/** [B, in] to [B, width] through a hidden layer of that width. */
+function perceptron(scope: Scope, x: Value, width: number): Value {
+  const hidden = silu(linear(scope.at('linear_1'), x, { in: x.shape[1]!, out: width }));
+  return linear(scope.at('linear_2'), hidden, { in: width, out: width });
 }
 
 function level(config: UNet2DConditionConfig, i: number, attends: boolean): Level {
@@ -190,6 +241,7 @@ export function readUNet2DConditionConfig(config: Config): UNet2DConditionConfig
     normEps: config.number('norm_eps', 1e-5),
     convInKernel: config.integer('conv_in_kernel', 3),
     convOutKernel: config.integer('conv_out_kernel', 3),
+    ...readAddedEmbedding(config),
   };
   config.finish();
   requireDivisors(config, read);
@@ -211,9 +263,6 @@ const FIXED = [
   ['class_embed_type', null],
   ['class_embeddings_concat', false],
   ['num_class_embeds', null],
-  ['projection_class_embeddings_input_dim', null],
-  ['addition_embed_type', null],
-  ['addition_time_embed_dim', null],
   ['resnet_time_scale_shift', 'default'],
   ['resnet_skip_time_act', false],
   ['resnet_out_scale_factor', 1],
@@ -223,6 +272,21 @@ const FIXED = [
   ['timestep_post_act', null],
   ['time_cond_proj_dim', null],
 ] as const;
+
+function readAddedEmbedding(config: Config): { added?: AddedEmbedding } {
+  const kind = config.oneOf('addition_embed_type', ['text_time', null], null);
+  if (kind === null) {
+    config.must('projection_class_embeddings_input_dim', null, null);
+    config.must('addition_time_embed_dim', null, null);
+    return {};
+  }
+  return {
+    added: {
+      timeDim: config.integer('addition_time_embed_dim'),
+      inputDim: config.integer('projection_class_embeddings_input_dim'),
+    },
+  };
+}
 
 function readSampleSize(config: Config): { sampleSize?: readonly [number, number] } {
   if (!config.has('sample_size')) {

@@ -24,7 +24,7 @@ export async function writeLoraFiles(
   const peft = join(folder, peftFileName);
   const kohya = join(folder, kohyaFileName);
   await writeSafetensorsFile(peft, peftTensors(lora), new Map([['format', 'pt']]));
-  await writeSafetensorsFile(kohya, kohyaTensors(lora), kohyaMetadata(lora, description));
+  await writeSafetensorsFile(kohya, kohyaTensors(lora, description.base), kohyaMetadata(lora, description));
   return [peft, kohya];
 }
 

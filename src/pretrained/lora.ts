@@ -15,11 +15,33 @@ export interface LoraModule {
 /** A LoRA: module path as in diffusers, such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`, -> update. */
 export type Lora = ReadonlyMap<string, LoraModule>;
 
+/** The families of models, as `modelspec.architecture` names them. */
+export type ModelFamily = keyof typeof families;
+
+/** What files of each family say about their base, and how kohya's keys name the first text encoder. */
+const families = {
+  'stable-diffusion-v1': {
+    version: 'sd_v1',
+    implementation: 'diffusers',
+    textEncoder: 'lora_te_',
+  },
+  'stable-diffusion-v2': {
+    version: 'sd_v2',
+    implementation: 'diffusers',
+    textEncoder: 'lora_te_',
+  },
+  'stable-diffusion-xl-v1-base': {
+    version: 'sdxl_base_v1-0',
+    implementation: 'https://github.com/Stability-AI/generative-models',
+    textEncoder: 'lora_te1_',
+  },
+} as const;
+
 /** What the header of a kohya file says about a LoRA besides its tensors, for tools that show or sort files by it. */
 export interface LoraDescription {
   readonly title: string;
   /** The family of the model it was trained on. */
-  readonly base: 'stable-diffusion-v1' | 'stable-diffusion-v2';
+  readonly base: ModelFamily;
   readonly prediction: 'epsilon' | 'v_prediction';
   /** Side of the training pictures, in pixels. */
   readonly resolution: number;
@@ -74,11 +96,11 @@ export function peftTensors(lora: Lora): Map<string, Tensor> {
   return tensors;
 }
 
-/** The tensors of a file for ComfyUI, AUTOMATIC1111 and Forge, with the keys of kohya's sd-scripts and `.alpha` scalars. */
-export function kohyaTensors(lora: Lora): Map<string, Tensor> {
+/** The tensors of a file for ComfyUI, AUTOMATIC1111 and Forge, with the keys that kohya's sd-scripts give a LoRA for this family, and `.alpha` scalars. */
+export function kohyaTensors(lora: Lora, base: ModelFamily): Map<string, Tensor> {
   const tensors = new Map<string, Tensor>();
   for (const [module, { down, up, alpha }] of lora) {
-    const key = kohyaKey(module);
+    const key = kohyaKey(module, base);
     tensors.set(`${key}.lora_down.weight`, down);
     tensors.set(`${key}.lora_up.weight`, up);
     tensors.set(`${key}.alpha`, float32([], [alpha]));
@@ -96,17 +118,18 @@ export function kohyaMetadata(lora: Lora, description: LoraDescription): Map<str
   const version2 = description.base === 'stable-diffusion-v2';
   const byVelocity = description.prediction === 'v_prediction';
   const { resolution } = description;
-  const metadata = new Map([
+  const { version, implementation } = families[description.base];
+  const metadata = new Map<string, string>([
     ['ss_network_module', 'networks.lora'],
     ['ss_network_dim', same(modules.map(loraRank))],
     ['ss_network_alpha', same(modules.map((m) => m.alpha))],
-    ['ss_base_model_version', version2 ? 'sd_v2' : 'sd_v1'],
+    ['ss_base_model_version', version],
     ['ss_v2', version2 ? 'True' : 'False'],
     ['ss_resolution', `(${resolution}, ${resolution})`],
     ['ss_output_name', description.title],
     ['modelspec.sai_model_spec', '1.0.0'],
     ['modelspec.architecture', `${description.base}${version2 ? (byVelocity ? '-768-v' : '-512') : ''}/lora`],
-    ['modelspec.implementation', 'diffusers'],
+    ['modelspec.implementation', implementation],
     ['modelspec.title', description.title],
     ['modelspec.resolution', `${resolution}x${resolution}`],
     ['modelspec.prediction_type', byVelocity ? 'v' : 'epsilon'],
@@ -132,12 +155,12 @@ const dotted = (match: RegExpMatchArray): string => fileModulePath(withComponent
 /** From the newest spelling to the oldest; kohya's before PEFT's `.alpha`, which it shares. */
 const keyStyles: readonly KeyStyle[] = [
   {
-    pattern: /^(lora_(?:unet|te1?)_.+)\.lora_down\.weight$/,
+    pattern: /^(lora_(?:unet|te[12]?)_.+)\.lora_down\.weight$/,
     part: 'down',
     module: (m) => kohyaModule(m[1]!),
   },
-  { pattern: /^(lora_(?:unet|te1?)_.+)\.lora_up\.weight$/, part: 'up', module: (m) => kohyaModule(m[1]!) },
-  { pattern: /^(lora_(?:unet|te1?)_.+)\.alpha$/, part: 'alpha', module: (m) => kohyaModule(m[1]!) },
+  { pattern: /^(lora_(?:unet|te[12]?)_.+)\.lora_up\.weight$/, part: 'up', module: (m) => kohyaModule(m[1]!) },
+  { pattern: /^(lora_(?:unet|te[12]?)_.+)\.alpha$/, part: 'alpha', module: (m) => kohyaModule(m[1]!) },
   { pattern: /^(.+)\.lora_A(?:\.default)?\.weight$/, part: 'down', module: dotted },
   { pattern: /^(.+)\.lora_B(?:\.default)?\.weight$/, part: 'up', module: dotted },
   {
@@ -161,7 +184,6 @@ const otherAdapters: readonly { readonly pattern: RegExp; readonly name: string 
     pattern: /^lora_unet_(input|middle|output)_block/,
     name: 'an SDXL LoRA with the original names of its blocks',
   },
-  { pattern: /^lora_te2_|^text_encoder_2\./, name: 'an SDXL LoRA, which has a second text encoder' },
 ];
 
 /**
@@ -242,7 +264,7 @@ function adapterAlphas(text: string | undefined, file: string): (module: string)
 /** The oldest files, and PEFT's own, hold nothing but the UNet, without saying so. */
 function withComponent(path: string): string {
   const module = path.replace(/^base_model\.model\./, '');
-  return /^(unet|text_encoder)\./.test(module) ? module : `unet.${module}`;
+  return /^(unet|text_encoder(_2)?)\./.test(module) ? module : `unet.${module}`;
 }
 
 function processorModule(match: RegExpMatchArray): string {
@@ -252,19 +274,22 @@ function processorModule(match: RegExpMatchArray): string {
 
 /** Files name the text encoder's modules below `text_model`; some checkpoints leave that level out. */
 function fileModulePath(module: string): string {
-  return module.replace(/^text_encoder\.(?!text_model\.)/, 'text_encoder.text_model.');
+  return module.replace(/^(text_encoder(?:_2)?\.)(?!text_model\.)/, '$1text_model.');
 }
 
 const kohyaPrefixes: readonly { readonly key: string; readonly component: string }[] = [
   { key: 'lora_unet_', component: 'unet.' },
   { key: 'lora_te_', component: 'text_encoder.' },
   { key: 'lora_te1_', component: 'text_encoder.' },
+  { key: 'lora_te2_', component: 'text_encoder_2.' },
 ];
 
-function kohyaKey(module: string): string {
-  const prefix = kohyaPrefixes.find(({ component }) => module.startsWith(component));
-  if (prefix === undefined) throw new Error(`internal: ${module} is of no component that LoRA files know`);
-  return prefix.key + module.slice(prefix.component.length).replaceAll('.', '_');
+function kohyaKey(module: string, base: ModelFamily): string {
+  const component = module.slice(0, module.indexOf('.') + 1);
+  const own = { 'text_encoder.': families[base].textEncoder } as Readonly<Record<string, string>>;
+  const key = own[component] ?? kohyaPrefixes.find((p) => p.component === component)?.key;
+  if (key === undefined) throw new Error(`internal: ${module} is of no component that LoRA files know`);
+  return key + module.slice(component.length).replaceAll('.', '_');
 }
 
 /** The parts of module paths that have an underscore of their own, which kohya keys do not tell from a dot. */

@@ -4,8 +4,13 @@ import { ModelError } from '../errors.js';
 import type { Config } from '../formats/json-config.js';
 import { readConfigFile } from '../formats/json-config-file.js';
 
-/** The parts of a pipeline that portrayal reads, by the name of their folder. */
-export type ComponentName = 'unet' | 'vae' | 'text_encoder' | 'tokenizer' | 'scheduler';
+/** The parts of every pipeline that portrayal reads, by the name of their folder. */
+type CommonComponent = 'unet' | 'vae' | 'text_encoder' | 'tokenizer' | 'scheduler';
+
+/** The parts that a pipeline with two text encoders has besides. */
+type SecondComponent = 'text_encoder_2' | 'tokenizer_2';
+
+export type ComponentName = CommonComponent | SecondComponent;
 
 /** One part of a model folder, with its configuration read. Its weights are opened by `openWeights`. */
 export interface Component {
@@ -23,9 +28,15 @@ export interface Component {
 export interface ModelFolder {
   /** Absolute path. */
   readonly path: string;
-  readonly pipeline: string;
-  readonly components: Readonly<Record<ComponentName, Component>>;
+  readonly pipeline: PipelineName;
+  /** `model_index.json`, for the settings in it that are the pipeline's own. */
+  readonly index: Config;
+  readonly components: Components;
 }
+
+export type Components = Readonly<
+  Record<CommonComponent, Component> & Partial<Record<SecondComponent, Component>>
+>;
 
 interface ComponentLayout {
   readonly configFile: string;
@@ -33,16 +44,31 @@ interface ComponentLayout {
   readonly classes: readonly string[] | undefined;
 }
 
-/** What each pipeline is made of. Components that are not named here (safety checker, feature extractor) are not read. */
-const pipelines: Readonly<Record<string, Readonly<Record<ComponentName, ComponentLayout>>>> = {
-  StableDiffusionPipeline: {
-    unet: { configFile: 'config.json', classes: ['UNet2DConditionModel'] },
-    vae: { configFile: 'config.json', classes: ['AutoencoderKL'] },
-    text_encoder: { configFile: 'config.json', classes: ['CLIPTextModel'] },
-    tokenizer: { configFile: 'tokenizer_config.json', classes: ['CLIPTokenizer', 'CLIPTokenizerFast'] },
-    scheduler: { configFile: 'scheduler_config.json', classes: undefined },
-  },
+const tokenizer: ComponentLayout = {
+  configFile: 'tokenizer_config.json',
+  classes: ['CLIPTokenizer', 'CLIPTokenizerFast'],
 };
+
+const common: Readonly<Record<CommonComponent, ComponentLayout>> = {
+  unet: { configFile: 'config.json', classes: ['UNet2DConditionModel'] },
+  vae: { configFile: 'config.json', classes: ['AutoencoderKL'] },
+  text_encoder: { configFile: 'config.json', classes: ['CLIPTextModel'] },
+  tokenizer,
+  scheduler: { configFile: 'scheduler_config.json', classes: undefined },
+};
+
+/** What each pipeline is made of. Components that are not named here (safety checker, feature extractor) are not read. */
+const pipelines = {
+  StableDiffusionPipeline: common,
+  StableDiffusionXLPipeline: {
+    ...common,
+    text_encoder_2: { configFile: 'config.json', classes: ['CLIPTextModelWithProjection'] },
+    tokenizer_2: tokenizer,
+  },
+} as const satisfies Record<string, Partial<Record<ComponentName, ComponentLayout>>>;
+
+/** The pipelines that can be read, by diffusers' name of their class. */
+export type PipelineName = keyof typeof pipelines;
 
 const indexFile = 'model_index.json';
 
@@ -55,15 +81,16 @@ const indexFile = 'model_index.json';
 export async function openModelFolder(path: string): Promise<ModelFolder> {
   await requireModelFolder(path);
   const index = await readConfigFile(join(path, indexFile));
-  const pipeline = index.oneOf('_class_name', Object.keys(pipelines));
-  const layouts = Object.entries(pipelines[pipeline]!) as [ComponentName, ComponentLayout][];
+  const pipeline = index.oneOf('_class_name', Object.keys(pipelines) as PipelineName[]);
+  const layouts = Object.entries(pipelines[pipeline]) as [ComponentName, ComponentLayout][];
   const opened = await Promise.all(
     layouts.map(async ([name, layout]) => [name, await openComponent(path, index, name, layout)] as const),
   );
   return {
     path: resolve(path),
     pipeline,
-    components: Object.fromEntries(opened) as Record<ComponentName, Component>,
+    index,
+    components: Object.fromEntries(opened) as Components,
   };
 }
 

@@ -8,18 +8,32 @@ import {
   type LatentMoments,
   readAutoencoderKLConfig,
 } from '../models/autoencoder-kl.js';
-import { type ClipTextConfig, clipText, readClipTextConfig } from '../models/clip-text.js';
-import type { UNet2DConditionConfig } from '../models/unet-2d-condition.js';
-import { readUNet2DConditionConfig, unet2DCondition } from '../models/unet-2d-condition.js';
+import { type SizeCondition, timeIdCount, timeIds } from '../models/size-condition.js';
+import {
+  type AddedEmbedding,
+  type Condition,
+  readUNet2DConditionConfig,
+  type UNet2DConditionConfig,
+  unet2DCondition,
+} from '../models/unet-2d-condition.js';
 import { type LoraOptions, LoraParameters } from '../nn/lora.js';
 import { type ParameterSource, type ParameterSpec, Scope } from '../nn/parameters.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { Graph as NewGraph } from '../onnx/graph.js';
+import { concat } from '../onnx/movement.js';
+import { int64, type Tensor } from '../tensor/tensor.js';
+import type { ModelFamily } from './lora.js';
 import { type ModelFolder, openModelFolder } from './model-folder.js';
-import { type ClipTokenizer, type EncodedPrompt, openTokenizer } from './tokenizer.js';
+import {
+  pipelineKinds,
+  type TextEmbedding,
+  type TextEncoderRole,
+  type TextNetwork,
+} from './pipeline-kind.js';
+import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 import { assertFiniteWeights, openWeights, type WeightSet, weightSource } from './weights.js';
 
-/** The layers that get a low-rank update: the attention projections of the denoiser and, if asked for, of the text encoder. */
+/** The layers that get a low-rank update: the attention projections of the denoiser and, if asked for, of the text encoders. */
 export interface LoraSettings {
   readonly rank: number;
   /** The update is scaled by alpha / rank. */
@@ -27,10 +41,8 @@ export interface LoraSettings {
   readonly textEncoder: boolean;
 }
 
-const loraTargets = {
-  unet: /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/,
-  text_encoder: /\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$/,
-} as const;
+const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
+const textTargets = /\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$/;
 
 /** What a graph builder of a model yields besides its value: the low-rank factors that became inputs of the graph. */
 export interface Adapted<T> {
@@ -45,8 +57,22 @@ export interface DenoiserInputs {
   readonly sample: Value;
   /** [B] */
   readonly timestep: Value;
-  /** [B, S, D] */
-  readonly encoderHiddenStates: Value;
+  readonly condition: Condition;
+}
+
+/** A prompt as the text encoders take it. */
+export interface TokenizedPrompt {
+  /** Token ids [1, S], by the graph inputs that `textEncoder` makes. */
+  readonly tokens: Readonly<Record<string, Tensor<'int64'>>>;
+  /** The part of the prompt that did not fit, as the tokenizer sees it. */
+  readonly truncatedText?: string;
+}
+
+/** A text encoder with its tokenizer and weights. */
+interface TextEncoder extends TextNetwork {
+  readonly role: TextEncoderRole;
+  readonly tokenizer: ClipTokenizer;
+  readonly weights: WeightSet;
 }
 
 /**
@@ -58,37 +84,38 @@ export class StableDiffusion {
     readonly folder: ModelFolder,
     readonly unetConfig: UNet2DConditionConfig,
     readonly vaeConfig: AutoencoderKLConfig,
-    readonly textConfig: ClipTextConfig,
     readonly scheduler: Scheduler,
-    readonly tokenizer: ClipTokenizer,
-    private readonly weights: Readonly<Record<'unet' | 'vae' | 'text_encoder', WeightSet>>,
+    /** Whether guidance without a negative prompt leads away from an embedding of zeros rather than from the empty prompt. */
+    readonly zerosForEmptyPrompt: boolean,
+    private readonly textEncoders: readonly TextEncoder[],
+    private readonly weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
   ) {}
 
   /** @throws ModelError naming the file, when the folder is not a model, or one with parts, settings or weights that cannot be used. */
   static async open(path: string): Promise<StableDiffusion> {
     const folder = await openModelFolder(path);
-    const { unet, vae, text_encoder: text, tokenizer, scheduler } = folder.components;
+    const kind = pipelineKinds[folder.pipeline];
+    const { unet, vae, scheduler } = folder.components;
     const unetConfig = readUNet2DConditionConfig(unet.config);
     const vaeConfig = readAutoencoderKLConfig(vae.config);
-    const textConfig = readClipTextConfig(text.config);
     if (unetConfig.inChannels !== vaeConfig.latentChannels) {
       throw new ModelError(
         `${unet.folder}: the denoiser takes ${unetConfig.inChannels} channels, but the autoencoder beside it gives ${vaeConfig.latentChannels}. In-painting and up-scaling models are not supported; use a text-to-image model.`,
       );
     }
-    const weights = {
-      unet: await openWeights(unet),
-      vae: await openWeights(vae),
-      text_encoder: await openWeights(text),
-    };
-    for (const set of Object.values(weights)) await assertFiniteWeights(set);
+    const textEncoders: TextEncoder[] = [];
+    for (const role of kind.textEncoders) textEncoders.push(await openTextEncoder(folder, role));
+    const weights = { unet: await openWeights(unet), vae: await openWeights(vae) };
+    for (const set of [weights.unet, weights.vae, ...textEncoders.map((e) => e.weights)]) {
+      await assertFiniteWeights(set);
+    }
     const model = new StableDiffusion(
       folder,
       unetConfig,
       vaeConfig,
-      textConfig,
       readScheduler(scheduler.config),
-      await openTokenizer(tokenizer, textConfig.maxPositions),
+      folder.index.boolean('force_zeros_for_empty_prompt', kind.zerosForEmptyPrompt),
+      textEncoders,
       weights,
     );
     model.#checkWeights();
@@ -118,33 +145,79 @@ export class StableDiffusion {
     return [this.vaeConfig.latentChannels, side, side];
   }
 
-  /** Token ids of a prompt. @throws InputError when the prompt holds what the vocabulary cannot. */
-  tokenize(prompt: string): EncodedPrompt {
-    const encoded = this.tokenizer.encode(prompt);
-    if (encoded.ids.some((id) => id >= this.textConfig.vocabSize)) {
-      throw new InputError(
-        `The prompt ${JSON.stringify(prompt)} has tokens that the text encoder has no embedding for.`,
-      );
-    }
-    return encoded;
+  /** The number of tokens of every prompt, S: what a prompt has room for, with its start and end. */
+  get promptLength(): number {
+    return this.textEncoders[0]!.tokenizer.maxLength;
   }
 
-  /** Token ids [B, S] (int64) to the text condition [B, S, D]. */
-  textEncoder(graph: Graph, tokens: Value, lora?: LoraSettings): Adapted<Value> {
-    return this.#adapt(graph, 'text_encoder', lora?.textEncoder ? lora : undefined, (scope) =>
-      clipText(scope, this.textConfig, tokens),
-    );
+  /** What LoRA files call this kind of model. */
+  get family(): ModelFamily {
+    if (this.textEncoders.length > 1) return 'stable-diffusion-xl-v1-base';
+    return this.unetConfig.crossAttentionDim === 1024 ? 'stable-diffusion-v2' : 'stable-diffusion-v1';
+  }
+
+  /** Token ids of a prompt. @throws InputError when the prompt holds what a vocabulary cannot. */
+  tokenize(prompt: string): TokenizedPrompt {
+    const encoded = this.textEncoders.map((e) => e.tokenizer.encode(prompt));
+    const tokens = this.textEncoders.map(({ role, config }, i) => {
+      const { ids } = encoded[i]!;
+      if (ids.some((id) => id >= config.vocabSize)) {
+        throw new InputError(
+          `The prompt ${JSON.stringify(prompt)} has tokens that the text encoder has no embedding for.`,
+        );
+      }
+      return [role.tokens, int64([1, ids.length], ids)] as const;
+    });
+    const cut = encoded.find((e) => e.truncatedText !== undefined)?.truncatedText;
+    return { tokens: Object.fromEntries(tokens), ...(cut === undefined ? {} : { truncatedText: cut }) };
+  }
+
+  /** Adds inputs for the tokens of B prompts, named as `tokenize` names them, and gives the embedding of those prompts. */
+  textEncoder(graph: Graph, batch: number, lora?: LoraSettings): Adapted<TextEmbedding<Value>> {
+    const adapted = lora?.textEncoder ? lora : undefined;
+    const parts = this.textEncoders.map(({ role, weights, embed }) => {
+      const tokens = graph.input(role.tokens, 'int64', [batch, this.promptLength]);
+      return this.#adapt(graph, weights, textTargets, adapted, (scope) => embed(scope, tokens));
+    });
+    const pooled = parts.find(({ result }) => result.pooled !== undefined)?.result.pooled;
+    return {
+      result: {
+        condition: concat(
+          parts.map(({ result }) => result.condition),
+          2,
+        ),
+        ...(pooled === undefined ? {} : { pooled }),
+      },
+      factors: new Map(parts.flatMap(({ factors }) => [...factors])),
+      specs: parts.flatMap(({ specs }) => specs),
+    };
+  }
+
+  /**
+   * What the denoiser is conditioned on, for B pictures. Adds inputs for all that `text` does not give: the embedding of the prompts, named as the fields of
+   * `TextEmbedding`, and the sizes, fed by `sizeFeeds`, for models that are told them.
+   */
+  condition(graph: Graph, batch: number, text = this.#embeddingInputs(graph, batch)): Condition {
+    const { condition: encoderHiddenStates, pooled: textEmbeds } = text;
+    if (textEmbeds === undefined) return { encoderHiddenStates };
+    const timeIds = graph.input(TIME_IDS, 'float32', [batch, timeIdCount]);
+    return { encoderHiddenStates, added: { textEmbeds, timeIds } };
+  }
+
+  /** What to feed for one picture's sizes, [1, ...] each; nothing for models that are not told. */
+  sizeFeeds(size: SizeCondition): Readonly<Record<string, Tensor<'float32'>>> {
+    return this.unetConfig.added ? { [TIME_IDS]: timeIds(size) } : {};
   }
 
   /** The prediction [B, C, h, w] for noisy latents. */
   denoiser(
     graph: Graph,
-    inputs: DenoiserInputs,
+    { sample, timestep, condition }: DenoiserInputs,
     options: { readonly lora?: LoraSettings | undefined; readonly gradientCheckpointing?: boolean } = {},
   ): Adapted<Value> {
     const { lora, gradientCheckpointing = false } = options;
-    return this.#adapt(graph, 'unet', lora, (scope) =>
-      unet2DCondition(scope, this.unetConfig, inputs, { gradientCheckpointing }),
+    return this.#adapt(graph, this.weights.unet, denoiserTargets, lora, (scope) =>
+      unet2DCondition(scope, this.unetConfig, { sample, timestep, ...condition }, { gradientCheckpointing }),
     );
   }
 
@@ -167,27 +240,35 @@ export class StableDiffusion {
       {
         sample: graph.input('sample', 'float32', [1, c, h, w]),
         timestep: graph.input('timestep', 'int64', [1]),
-        encoderHiddenStates: graph.input('text', 'float32', [1, 1, this.textConfig.hiddenSize]),
+        condition: this.condition(graph, 1),
       },
       { lora: settings },
     );
-    const { specs: text } = this.textEncoder(graph, graph.input('tokens', 'int64', [1, 1]), settings);
+    const { specs: text } = this.textEncoder(graph, 1, settings);
     return [...unet, ...text];
+  }
+
+  #embeddingInputs(graph: Graph, batch: number): TextEmbedding<Value> {
+    const { crossAttentionDim, added } = this.unetConfig;
+    const condition = graph.input('condition', 'float32', [batch, this.promptLength, crossAttentionDim]);
+    if (!added) return { condition };
+    return { condition, pooled: graph.input('pooled', 'float32', [batch, pooledWidth(added)]) };
   }
 
   #adapt<T>(
     graph: Graph,
-    component: 'unet' | 'text_encoder',
+    weights: WeightSet,
+    targets: RegExp,
     lora: LoraSettings | undefined,
     build: (scope: Scope) => T,
   ): Adapted<T> {
-    const base: ParameterSource = weightSource(graph, this.weights[component]);
+    const base: ParameterSource = weightSource(graph, weights);
     if (!lora) return { result: build(new Scope(base)), factors: new Map(), specs: [] };
     const options: LoraOptions = {
       rank: lora.rank,
       alpha: lora.alpha,
-      targets: (path) => loraTargets[component].test(path),
-      prefix: `${component}.`,
+      targets: (path) => targets.test(path),
+      prefix: `${weights.component}.`,
     };
     const adapted = new LoraParameters(base, graph, options);
     const result = build(new Scope(adapted));
@@ -200,13 +281,7 @@ export class StableDiffusion {
 
   /** Builds every network once, so that a tensor that is missing or of another shape is found before any work is done. */
   #checkWeights(): void {
-    const { hiddenSize } = this.textConfig;
-    const cross = this.unetConfig.crossAttentionDim;
-    if (hiddenSize !== cross) {
-      throw new ModelError(
-        `${this.folder.path}: the text encoder gives ${hiddenSize} channels ("hidden_size"), but the denoiser takes ${cross} ("cross_attention_dim"). They are not parts of one model.`,
-      );
-    }
+    this.#checkText();
     this.loraSpecs({ rank: 1, alpha: 1, textEncoder: false });
     const graph = new NewGraph('check');
     const side = this.downscale * 2 ** this.unetConfig.blockOutChannels.length;
@@ -214,4 +289,54 @@ export class StableDiffusion {
     this.encoder(graph, graph.input('pixels', 'float32', [1, 3, side, side]));
     this.decoder(graph, graph.input('latents', 'float32', [1, c, h, w]));
   }
+
+  /** Whether the text encoders fit each other and the denoiser. */
+  #checkText(): void {
+    const { path, pipeline, components } = this.folder;
+    const lengths = this.textEncoders.map((e) => e.tokenizer.maxLength);
+    if (new Set(lengths).size > 1) {
+      throw new ModelError(
+        `${path}: the tokenizers take ${lengths.join(' and ')} tokens ("model_max_length"). What their encoders say is joined token by token, so both must take the same number.`,
+      );
+    }
+    const { crossAttentionDim: cross, added } = this.unetConfig;
+    const widths = this.textEncoders.map((e) => e.config.hiddenSize);
+    if (widths.reduce((a, b) => a + b, 0) !== cross) {
+      throw new ModelError(
+        `${path}: the text ${widths.length > 1 ? 'encoders give' : 'encoder gives'} ${widths.join(' + ')} channels ("hidden_size"), but the denoiser takes ${cross} ("cross_attention_dim"). They are not parts of one model.`,
+      );
+    }
+    const { pooled } = this.textEncoder(new NewGraph('check'), 1).result;
+    if ((pooled !== undefined) !== (added !== undefined)) {
+      throw components.unet.config.unsupported(
+        'addition_embed_type',
+        `${pooled ? '"text_time"' : 'null'} in a ${pipeline}`,
+      );
+    }
+    if (pooled && added && pooled.shape[1] !== pooledWidth(added)) {
+      throw components.unet.config.unsupported(
+        'projection_class_embeddings_input_dim',
+        `${pooled.shape[1]! + timeIdCount * added.timeDim}, the projection_dim of text_encoder_2 and ${timeIdCount} times addition_time_embed_dim`,
+      );
+    }
+  }
+}
+
+/** The graph input of the sizes. */
+const TIME_IDS = 'time_ids';
+
+/** What the denoiser leaves for the prompt's vector beside the sizes. */
+const pooledWidth = ({ inputDim, timeDim }: AddedEmbedding): number => inputDim - timeIdCount * timeDim;
+
+async function openTextEncoder(folder: ModelFolder, role: TextEncoderRole): Promise<TextEncoder> {
+  const component = folder.components[role.encoder];
+  const tokenizer = folder.components[role.tokenizer];
+  if (!component || !tokenizer) throw new Error(`internal: a ${folder.pipeline} without ${role.encoder}`);
+  const network = role.read(component.config);
+  return {
+    role,
+    ...network,
+    tokenizer: await openTokenizer(tokenizer, network.config.maxPositions),
+    weights: await openWeights(component),
+  };
 }

@@ -2,10 +2,13 @@ import { sampleDdim } from '../diffusion/ddim.js';
 import { withGuidance } from '../diffusion/guidance.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, ModelError } from '../errors.js';
+import { wholePicture } from '../models/size-condition.js';
 import { div } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
 import { Random } from '../tensor/random.js';
-import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
+import { batchRows, concatRows } from '../tensor/rows.js';
+import { int64, type Tensor, zeros } from '../tensor/tensor.js';
+import type { TextEmbedding } from './pipeline-kind.js';
 import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
 
 export interface TextToImageOptions {
@@ -28,7 +31,7 @@ export interface DrawOptions {
   readonly steps?: number;
   /** Classifier-free guidance; 1 is none. Default 7.5. */
   readonly guidanceScale?: number;
-  /** What guidance leads away from. Default: the empty prompt. */
+  /** What guidance leads away from. Default: the empty prompt, or zeros in its place where the model was trained so. */
   readonly negativePrompt?: string;
   /** Holds the low-rank factors, when the drawer was made with a LoRA. */
   readonly state?: State;
@@ -36,6 +39,9 @@ export interface DrawOptions {
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
+
+/** What the text encoders say of one prompt, [1, ...] each. */
+export type PromptEmbedding = TextEmbedding<Tensor<'float32'>>;
 
 /** A picture as bytes, [R, R, 3] row by row. */
 export interface DrawnImage {
@@ -48,6 +54,7 @@ export interface DrawnImage {
 export class TextToImage {
   private constructor(
     private readonly model: StableDiffusion,
+    private readonly resolution: number,
     private readonly shape: readonly [number, number, number],
     /** Pictures drawn at once. */
     readonly batch: number,
@@ -64,24 +71,17 @@ export class TextToImage {
   ): Promise<TextToImage> {
     const { resolution = model.resolution, batchSize = 4, lora } = options;
     const shape = model.latentShape(resolution);
-    const length = model.tokenizer.maxLength;
 
     const text = new Graph('text_encoder');
-    text.output(
-      'condition',
-      model.textEncoder(text, text.input('tokens', 'int64', [1, length]), lora).result,
-    );
+    const { result: embedding } = model.textEncoder(text, 1, lora);
+    for (const [name, value] of Object.entries(embedding)) text.output(name, value);
 
     const denoise = new Graph('denoiser');
     const doubled = 2 * batchSize;
     const inputs = {
       sample: denoise.input('sample', 'float32', [doubled, ...shape]),
       timestep: denoise.input('timestep', 'int64', [doubled]),
-      encoderHiddenStates: denoise.input('condition', 'float32', [
-        doubled,
-        length,
-        model.textConfig.hiddenSize,
-      ]),
+      condition: model.condition(denoise, doubled),
     };
     denoise.output('prediction', model.denoiser(denoise, inputs, { lora }).result);
 
@@ -91,6 +91,7 @@ export class TextToImage {
 
     return new TextToImage(
       model,
+      resolution,
       shape,
       batchSize,
       await engine.compile(text),
@@ -117,11 +118,10 @@ export class TextToImage {
     return images;
   }
 
-  /** The text condition of a prompt, [1, S, D]. */
-  async condition(prompt: string, state?: State): Promise<Tensor<'float32'>> {
-    const { ids } = this.model.tokenize(prompt);
-    const { condition } = await this.textProgram.run({ tokens: int64([1, ids.length], ids) }, state);
-    return condition as Tensor<'float32'>;
+  /** What the text encoders say of a prompt, [1, ...] each. */
+  async embed(prompt: string, state?: State): Promise<PromptEmbedding> {
+    const { tokens } = this.model.tokenize(prompt);
+    return (await this.textProgram.run(tokens, state)) as unknown as PromptEmbedding;
   }
 
   /** Frees the programs' memory. */
@@ -135,19 +135,27 @@ export class TextToImage {
     options: DrawOptions,
     onStep: (done: number) => void,
   ): Promise<DrawnImage[]> {
-    const { steps = 30, guidanceScale = 7.5, negativePrompt = '', state, signal } = options;
+    const { steps = 30, guidanceScale = 7.5, negativePrompt, state, signal } = options;
     // A last batch that is not full repeats its first request; the programs have one shape.
     const filled = Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
-    const prompts = [...filled.map(() => negativePrompt), ...filled.map((r) => r.prompt)];
-    const known = new Map<string, Tensor<'float32'>>();
-    for (const prompt of new Set(prompts)) known.set(prompt, await this.condition(prompt, state));
-    const condition = stack(prompts.map((p) => known.get(p)!));
-    const noise = stack(filled.map(({ seed }) => new Random(seed, 'latents').normals([1, ...this.shape])));
+    const known = new Map<string, PromptEmbedding>();
+    for (const prompt of new Set(filled.map((r) => r.prompt)))
+      known.set(prompt, await this.embed(prompt, state));
+    const wanted = filled.map((r) => known.get(r.prompt)!);
+    const unwanted = await this.#unwanted(negativePrompt, wanted[0]!, state);
+    const { resolution } = this;
     const doubled = 2 * this.batch;
+    const size = this.model.sizeFeeds(wholePicture(resolution, resolution));
+    const condition = batchRows(
+      [...filled.map(() => unwanted), ...wanted].map((embedding) => ({ ...embedding, ...size })),
+    );
+    const noise = concatRows(
+      filled.map(({ seed }) => new Random(seed, 'latents').normals([1, ...this.shape])),
+    );
     const denoise = async (sample: Tensor<'float32'>, t: number) => {
       if (signal?.aborted) throw new CancelledError('Stopped while drawing; the same command starts again.');
       const timestep = int64([doubled], new Array<number>(doubled).fill(t));
-      const { prediction } = await this.denoiseProgram.run({ sample, timestep, condition }, state);
+      const { prediction } = await this.denoiseProgram.run({ sample, timestep, ...condition }, state);
       return prediction as Tensor<'float32'>;
     };
     const { schedule, ddim } = this.model.scheduler;
@@ -165,17 +173,17 @@ export class TextToImage {
     }
     return requests.map((_, i) => imageFrom(pixels as Tensor<'float32'>, i));
   }
-}
 
-/** Tensors [1, ...] one after the other: [N, ...]. */
-function stack(parts: readonly Tensor<'float32'>[]): Tensor<'float32'> {
-  const shape = [parts.length, ...parts[0]!.shape.slice(1)];
-  const all = new Float32Array(elementCount(shape));
-  const size = all.length / parts.length;
-  parts.forEach((p, i) => {
-    all.set(p.data, i * size);
-  });
-  return float32(shape, all);
+  /** What guidance leads away from. */
+  async #unwanted(
+    prompt: string | undefined,
+    like: PromptEmbedding,
+    state: State | undefined,
+  ): Promise<PromptEmbedding> {
+    if (prompt !== undefined || !this.model.zerosForEmptyPrompt) return this.embed(prompt ?? '', state);
+    const { condition, pooled } = like;
+    return { condition: zeros(condition.shape), ...(pooled && { pooled: zeros(pooled.shape) }) };
+  }
 }
 
 /** Picture i of a batch [B, 3, H, W] in [-1, 1] as bytes, channels last. */

@@ -1,5 +1,6 @@
 import { prepareImage, type ReferenceImage } from '../data/reference-images.js';
 import type { Engine, Program } from '../engine/engine.js';
+import type { SizeCondition } from '../models/size-condition.js';
 import { Graph } from '../onnx/graph.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import type { Random } from '../tensor/random.js';
@@ -9,6 +10,11 @@ import { float32, type Tensor } from '../tensor/tensor.js';
 export interface Moments {
   readonly mean: Float32Array;
   readonly logvar: Float32Array;
+}
+
+/** What training takes of one use of a picture. */
+export interface PictureLatents extends Moments {
+  readonly size: SizeCondition;
 }
 
 /** The autoencoder's encoder, compiled for one picture of one resolution. */
@@ -52,7 +58,7 @@ export interface LatentOptions {
  * The latents of a set of pictures. They are encoded once and kept; with random crops, where every use is another picture, they are encoded at each use.
  */
 export class LatentCache {
-  readonly #known = new Map<string, Promise<Moments>>();
+  readonly #known = new Map<string, Promise<PictureLatents>>();
 
   constructor(
     private readonly encoder: LatentEncoder,
@@ -65,7 +71,7 @@ export class LatentCache {
   }
 
   /** The latents of picture `index` as this use of it sees it. The same random stream gives the same crop and flip. */
-  moments(index: number, random: Random): Promise<Moments> {
+  moments(index: number, random: Random): Promise<PictureLatents> {
     const { randomCrop, randomFlip } = this.options;
     const flip = randomFlip && random.derive('flip').uniform() < 0.5;
     if (randomCrop) return this.#encode(index, flip, random.derive('crop'));
@@ -78,9 +84,10 @@ export class LatentCache {
     return known;
   }
 
-  async #encode(index: number, flip: boolean, crop: 'center' | Random): Promise<Moments> {
+  async #encode(index: number, flip: boolean, crop: 'center' | Random): Promise<PictureLatents> {
     const { resolution } = this.encoder;
-    return this.encoder.encode(await prepareImage(this.images[index]!, { resolution, crop, flip }));
+    const { pixels, size } = await prepareImage(this.images[index]!, { resolution, crop, flip });
+    return { ...(await this.encoder.encode(pixels)), size };
   }
 }
 

@@ -51,8 +51,8 @@ const accumulatedName = (parameter: string): string => `accumulated.${parameter}
  * Builds the training step of a personalisation.
  *
  * Fed at each micro step, with B = instances + priors rows: the posterior of the clean latents (`latents.mean`, `latents.logvar`, as the autoencoder gives them) and
- * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process, and the text `condition` [B, S, D], or `tokens` [B, S] when
- * the text encoder learns too. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic, the averages.
+ * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process, and the condition: what `model.condition` asks for, or, when
+ * the text encoders learn too, the tokens in place of the embedding. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic, the averages.
  */
 export function buildStep(model: StableDiffusion, settings: StepSettings): StepGraphs {
   const { lora, gradientAccumulationSteps: parts } = settings;
@@ -69,18 +69,14 @@ export function buildStep(model: StableDiffusion, settings: StepSettings): StepG
   const clean = mul(drawn, model.vaeConfig.scalingFactor);
   const noise = graph.input('noise', 'float32', shape);
   const timesteps = graph.input('timesteps', 'int64', [rows]);
-  const length = model.tokenizer.maxLength;
-  const text = lora.textEncoder
-    ? model.textEncoder(graph, graph.input('tokens', 'int64', [rows, length]), lora)
-    : undefined;
-  const condition =
-    text?.result ?? graph.input('condition', 'float32', [rows, length, model.textConfig.hiddenSize]);
+  const text = lora.textEncoder ? model.textEncoder(graph, rows, lora) : undefined;
+  const condition = model.condition(graph, rows, text?.result);
 
   const c = coefficients(graph, schedule, timesteps);
   const noisy = noisySample(clean, noise, c);
   const denoiser = model.denoiser(
     graph,
-    { sample: noisy, timestep: timesteps, encoderHiddenStates: condition },
+    { sample: noisy, timestep: timesteps, condition },
     { lora, gradientCheckpointing: settings.gradientCheckpointing },
   );
   const batch: Batch = {

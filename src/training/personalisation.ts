@@ -5,8 +5,11 @@ import { initialParameters } from '../nn/initialize.js';
 import { emaDecay, emaName } from '../optim/ema.js';
 import { scalarFeed } from '../optim/optimizer.js';
 import { type ScheduleName, scheduleFactor } from '../optim/schedule.js';
-import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { StableDiffusion, TokenizedPrompt } from '../pretrained/stable-diffusion.js';
+import type { PromptEmbedding } from '../pretrained/text-to-image.js';
+import type { DType } from '../tensor/dtype.js';
 import { Random } from '../tensor/random.js';
+import { batchRows } from '../tensor/rows.js';
 import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
 import type { TrainingListener } from './events.js';
 import type { LatentCache } from './latent-cache.js';
@@ -23,10 +26,10 @@ export interface PersonalisationSettings extends StepSettings {
   readonly seed: number;
 }
 
-/** The text of a row: its condition [S, D] when the text encoder is frozen, and its token ids [S]. */
+/** The text of a row, [1, ...] each: its embedding, for when the text encoders are frozen, and its tokens. */
 export interface RowText {
-  readonly condition: Float32Array;
-  readonly tokens: readonly number[];
+  readonly embedding: PromptEmbedding;
+  readonly tokens: TokenizedPrompt['tokens'];
 }
 
 export interface PersonalisationInputs {
@@ -228,22 +231,14 @@ export class Personalisation {
       ...(priors ? await this.#rows('prior', priors, settings.priors, index) : []),
     ];
     const shape = [rows.length, ...model.latentShape(settings.resolution)];
-    const text: Record<string, Tensor> = settings.lora.textEncoder
-      ? {
-          tokens: int64(
-            [rows.length, model.tokenizer.maxLength],
-            rows.flatMap((r) => r.text.tokens),
-          ),
-        }
-      : {
-          condition: joined(
-            [rows.length, model.tokenizer.maxLength, -1],
-            rows.map((r) => r.text.condition),
-          ),
-        };
     const timesteps = rows.map(() => random.int(model.scheduler.schedule.steps));
     return {
-      ...text,
+      ...batchRows<DType>(
+        rows.map(({ text, size }) => ({
+          ...(settings.lora.textEncoder ? text.tokens : text.embedding),
+          ...model.sizeFeeds(size),
+        })),
+      ),
       'latents.mean': joined(
         shape,
         rows.map((r) => r.mean),
@@ -292,11 +287,7 @@ function joined(shape: readonly number[], parts: readonly Float32Array[]): Tenso
   parts.forEach((p, i) => {
     all.set(p, i * size);
   });
-  const known = shape.filter((d) => d !== -1).reduce((a, b) => a * b, 1);
-  return float32(
-    shape.map((d) => (d === -1 ? all.length / known : d)),
-    all,
-  );
+  return float32(shape, all);
 }
 
 function requireSameState(

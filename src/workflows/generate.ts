@@ -204,7 +204,7 @@ async function readFactors(
   }
   const { tensors } = await readCheckpoint(entry.path);
   const names = [...tensors.keys()].filter((name) =>
-    /^(unet|text_encoder)\..*\.lora_[AB]\.weight$/.test(name),
+    /^(unet|text_encoder(_2)?)\..*\.lora_[AB]\.weight$/.test(name),
   );
   return new Map(names.map((name) => [name, tensors.get(averaged ? emaName(name) : name)!]));
 }

@@ -157,8 +157,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         onEvent?.({ kind: 'samples', step: 0, path: beforePath });
       }
       const read = async (prompt: string) => ({
-        condition: (await drawer.condition(prompt, base)).data,
-        tokens: model.tokenize(prompt).ids,
+        embedding: await drawer.embed(prompt, base),
+        tokens: model.tokenize(prompt).tokens,
       });
       return {
         priors: pictures?.images,
@@ -348,7 +348,7 @@ function truncations(model: StableDiffusion, prompts: readonly string[]): string
     return truncatedText === undefined
       ? []
       : [
-          `The prompt "${prompt}" is longer than the ${model.tokenizer.maxLength - 2} tokens that the text encoder reads; this was cut off: "${truncatedText.trim()}".`,
+          `The prompt "${prompt}" is longer than the ${model.promptLength - 2} tokens that the text encoder reads; this was cut off: "${truncatedText.trim()}".`,
         ];
   });
 }
@@ -361,7 +361,7 @@ function loraDescription(
 ): LoraDescription {
   return {
     title: `${subject.token} ${subject.className}`,
-    base: model.textConfig.hiddenSize === 1024 ? 'stable-diffusion-v2' : 'stable-diffusion-v1',
+    base: model.family,
     prediction: model.scheduler.schedule.predictionType,
     resolution,
     triggerPhrase: subject.token,

@@ -71,6 +71,7 @@ test('a lossless picture comes back byte for byte, and its file stays as it was'
     path: join(path, 'a.png'),
     width: 64,
     height: 48,
+    originalSize: [48, 64],
     pixels: pattern(64, 48),
   });
   assert.deepEqual(warnings, []);
@@ -325,10 +326,10 @@ test('a file without read permission is named', async () => {
 
 test('prepared at its own size, a square picture is the same numbers in [-1, 1], plane by plane', async () => {
   const pixels = pattern(48, 48);
-  const image = { path: 'x', width: 48, height: 48, pixels };
-  const { shape, data } = await prepareImage(image, { resolution: 48 });
+  const image = { path: 'x', width: 48, height: 48, originalSize: [48, 48], pixels } as const;
+  const { shape, data } = (await prepareImage(image, { resolution: 48 })).pixels;
   assert.deepEqual(shape, [3, 48, 48]);
-  const flipped = (await prepareImage(image, { resolution: 48, flip: true })).data;
+  const flipped = (await prepareImage(image, { resolution: 48, flip: true })).pixels.data;
   for (let y = 0; y < 48; y++) {
     for (let x = 0; x < 48; x++) {
       for (let c = 0; c < 3; c++) {
@@ -346,15 +347,18 @@ test('the centre crop is the middle; a random crop is a square of the picture an
   const pixels = Uint8Array.from({ length: width * height * 3 }, (_, i) =>
     i % 3 === 0 ? 2 * (Math.floor(i / 3) % width) : 90,
   );
-  const image = { path: 'x', width, height, pixels };
+  const image = { path: 'x', width, height, originalSize: [400, 960], pixels } as const;
   const left = async (crop: 'center' | Random) => {
-    const { data } = await prepareImage(image, { resolution: 40, crop });
-    const first = Math.round((data[0]! + 1) * 127.5) / 2;
-    const last = Math.round((data[39]! + 1) * 127.5) / 2;
+    const { pixels, size } = await prepareImage(image, { resolution: 40, crop });
+    const first = Math.round((pixels.data[0]! + 1) * 127.5) / 2;
+    const last = Math.round((pixels.data[39]! + 1) * 127.5) / 2;
     assert.equal(last - first, 39);
+    assert.deepEqual(size, { originalSize: [400, 960], cropTopLeft: [0, first], targetSize: [40, 40] });
     return first;
   };
   assert.equal(await left('center'), 28);
+  const mirrored = await prepareImage(image, { resolution: 40, crop: new Random(3, 'crop', 4), flip: true });
+  assert.deepEqual(mirrored.size.cropTopLeft, [0, 56 - (await left(new Random(3, 'crop', 4)))]);
   const drawn = [];
   for (let i = 0; i < 20; i++) drawn.push(await left(new Random(3, 'crop', i)));
   assert.ok(new Set(drawn).size > 10);
@@ -369,7 +373,8 @@ test('scaling keeps flat areas flat and puts edges where they were', async () =>
     Math.floor(i / 3) % width < width / 2 ? 0 : 255,
   );
   for (const resolution of [40, 160]) {
-    const { data } = await prepareImage({ path: 'x', width, height, pixels }, { resolution });
+    const image = { path: 'x', width, height, originalSize: [height, width], pixels } as const;
+    const { data } = (await prepareImage(image, { resolution })).pixels;
     const row = data.subarray(resolution * 20, resolution * 21);
     near([row[0]!, row[resolution / 4]!, row[(3 * resolution) / 4]!], [-1, -1, 1], 0.01);
     assert.ok(row[resolution / 2 - 1]! < 0 && row[resolution / 2]! > 0);
