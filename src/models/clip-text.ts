@@ -15,17 +15,21 @@ const BLOCKED = -1e9;
 
 const activations = { quick_gelu: quickGelu, gelu } as const;
 
-/** Shape of a CLIP text encoder, by the meaning of the keys of its `config.json`. */
-export interface ClipTextConfig {
-  readonly vocabSize: number;
+/** Shape of the transformer layers of either half of CLIP. */
+export interface ClipLayerConfig {
   readonly hiddenSize: number;
   readonly intermediateSize: number;
   readonly layers: number;
   readonly heads: number;
-  /** Longest sequence, in tokens. */
-  readonly maxPositions: number;
   readonly activation: keyof typeof activations;
   readonly layerNormEps: number;
+}
+
+/** Shape of a CLIP text encoder, by the meaning of the keys of its `config.json`. */
+export interface ClipTextConfig extends ClipLayerConfig {
+  readonly vocabSize: number;
+  /** Longest sequence, in tokens. */
+  readonly maxPositions: number;
 }
 
 /** Shape of a CLIP text encoder with the projection into the space that texts and pictures share. */
@@ -83,7 +87,6 @@ export function clipTextProjection(
 
 /** The embedded tokens, and the hidden states after each of the first `count` layers: [B, T, C] each. */
 function hiddenStates(model: Scope, config: ClipTextConfig, tokens: Value, count: number): Value[] {
-  const { layerNormEps: eps } = config;
   const length = tokens.shape[1]!;
   if (tokens.shape.length !== 2 || length > config.maxPositions) {
     throw new Error(`internal: CLIP takes tokens [B, T] with T <= ${config.maxPositions}, got ${tokens}`);
@@ -92,12 +95,7 @@ function hiddenStates(model: Scope, config: ClipTextConfig, tokens: Value, count
   const states = [x];
   const mask = causalMask(tokens, length);
   for (let i = 0; i < count; i++) {
-    const layer = model.at('encoder', 'layers', i);
-    x = add(
-      x,
-      selfAttention(layer.at('self_attn'), config, layerNorm(layer.at('layer_norm1'), x, { eps }), mask),
-    );
-    x = add(x, feedForward(layer.at('mlp'), config, layerNorm(layer.at('layer_norm2'), x, { eps })));
+    x = clipLayer(model.at('encoder', 'layers', i), config, x, mask);
     states.push(x);
   }
   return states;
@@ -116,6 +114,14 @@ function rowsAt(x: Value, positions: Value): Value {
   const starts = Array.from({ length: batch }, (_, b) => b * length);
   const places = add(positions, x.graph.constant(int64([batch], starts), 'row_starts'));
   return gather(reshape(x, [batch * length, width]), places, 0);
+}
+
+/** One pre-norm transformer layer, which CLIP's text and vision halves share: [B, T, C] -> [B, T, C]. */
+export function clipLayer(scope: Scope, config: ClipLayerConfig, x: Value, mask?: Value): Value {
+  const { layerNormEps: eps } = config;
+  const normed = layerNorm(scope.at('layer_norm1'), x, { eps });
+  const y = add(x, selfAttention(scope.at('self_attn'), config, normed, mask));
+  return add(y, feedForward(scope.at('mlp'), config, layerNorm(scope.at('layer_norm2'), y, { eps })));
 }
 
 /**
@@ -156,7 +162,7 @@ function causalMask(tokens: Value, length: number): Value {
   return tokens.graph.constant(float32([length, length], mask), 'causal_mask'); // [T, T]
 }
 
-function selfAttention(scope: Scope, config: ClipTextConfig, x: Value, mask: Value): Value {
+function selfAttention(scope: Scope, config: ClipLayerConfig, x: Value, mask: Value | undefined): Value {
   const { hiddenSize: dim, heads, layers } = config;
   const biasInit: Initializer = { kind: 'zeros' };
   const inward: Initializer = { kind: 'normal', std: dim ** -0.5 * (2 * layers) ** -0.5 };
@@ -166,12 +172,12 @@ function selfAttention(scope: Scope, config: ClipTextConfig, x: Value, mask: Val
     project('q_proj', x, inward),
     project('k_proj', x, inward),
     project('v_proj', x, inward),
-    { heads, mask },
+    mask ? { heads, mask } : { heads },
   );
   return project('out_proj', mixed, { kind: 'normal', std: dim ** -0.5 });
 }
 
-function feedForward(scope: Scope, config: ClipTextConfig, x: Value): Value {
+function feedForward(scope: Scope, config: ClipLayerConfig, x: Value): Value {
   const { hiddenSize: dim, intermediateSize: inner, layers, activation } = config;
   const biasInit: Initializer = { kind: 'zeros' };
   const widened = linear(scope.at('fc1'), x, {
@@ -209,14 +215,30 @@ export function readClipTextConfig(config: Config): ClipTextConfig {
  */
 export function readClipTextProjectionConfig(config: Config): ClipTextProjectionConfig {
   config.must('architectures', ['CLIPTextModelWithProjection'], ['CLIPTextModelWithProjection']);
-  const endToken = config.integer('eos_token_id', 49407, 0);
-  const read: ClipTextProjectionConfig = {
-    ...readEncoder(config),
-    projectionDim: config.integer('projection_dim', 512),
-    endToken: endToken === WRONG_END_TOKEN ? 'highest' : endToken,
-  };
+  const read = readProjection(config, config.integer('projection_dim', 512));
   config.finish();
   return read;
+}
+
+/**
+ * Reads the text half of a whole CLIPModel, whose configuration keeps the shared size above its halves. Absent keys take transformers' own defaults.
+ *
+ * @throws ModelError naming file, key and value for anything that this encoder cannot compute.
+ */
+export function readClipTextHalf(config: Config, projectionDim: number): ClipTextProjectionConfig {
+  config.ignore('projection_dim');
+  const read = readProjection(config, projectionDim);
+  config.finish();
+  return read;
+}
+
+function readProjection(config: Config, projectionDim: number): ClipTextProjectionConfig {
+  const endToken = config.integer('eos_token_id', 49407, 0);
+  return {
+    ...readEncoder(config),
+    projectionDim,
+    endToken: endToken === WRONG_END_TOKEN ? 'highest' : endToken,
+  };
 }
 
 /** What configurations gave as `eos_token_id` before transformers' PR #24773, whatever the vocabulary. */

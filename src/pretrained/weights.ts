@@ -13,7 +13,6 @@ import type { ParameterSource } from '../nn/parameters.js';
 import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
-import type { Component } from './model-folder.js';
 
 /** A tensor of a checkpoint, and the file it lies in. */
 export interface Weight {
@@ -30,11 +29,23 @@ export interface WeightSet {
   readonly weights: ReadonlyMap<string, Weight>;
 }
 
+/** Where weights lie: a folder whose entries were listed, and the name that its values get in a graph. */
+export interface WeightFolder {
+  readonly name: string;
+  readonly folder: string;
+  /** The names of the folder's entries. */
+  readonly files: readonly string[];
+}
+
 /** Which of the weight files of a folder to read: the full ones, or the half-precision ones beside them. */
 export type Variant = 'full' | 'fp16';
 
 /** What the files of a component are called: transformers' models have one name, diffusers' another. */
-const stemOf: Readonly<Record<string, string>> = { text_encoder: 'model', text_encoder_2: 'model' };
+const stemOf: Readonly<Record<string, string>> = {
+  text_encoder: 'model',
+  text_encoder_2: 'model',
+  image_encoder: 'model',
+};
 const diffusersStem = 'diffusion_pytorch_model';
 
 /** Buffers that early libraries saved among the weights and that hold no more than 0, 1, 2, … */
@@ -48,7 +59,7 @@ const pickles = /\.(bin|pt|pth|ckpt|msgpack|h5)$/i;
  * @param preferred the variant to take where both are there.
  * @throws ModelError when there are none, when a shard is missing, cut short or damaged, or when there are only pickle files, which are never read.
  */
-export async function openWeights(component: Component, preferred: Variant = 'full'): Promise<WeightSet> {
+export async function openWeights(component: WeightFolder, preferred: Variant = 'full'): Promise<WeightSet> {
   const { name, folder, files } = component;
   const stem = stemOf[name] ?? diffusersStem;
   for (const variant of preferred === 'full' ? ['', '.fp16'] : ['.fp16', '']) {
@@ -176,7 +187,7 @@ async function openSharded(
   return weights;
 }
 
-function noWeights({ name, folder, files }: Component, stem: string): ModelError {
+function noWeights({ name, folder, files }: WeightFolder, stem: string): ModelError {
   const wanted = `${stem}.safetensors or ${stem}.fp16.safetensors`;
   const unsafe = files.filter((file) => pickles.test(file));
   if (unsafe.length > 0) {
