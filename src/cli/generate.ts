@@ -2,7 +2,14 @@ import { devices } from '../engine/device.js';
 import type { GenerateOptions } from '../workflows/generate.js';
 import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
-import { choiceOption, numberOption, repeatedOption, textOption, wholeOption } from './option.js';
+import {
+  choiceOption,
+  numberOption,
+  predictionTypeOption,
+  repeatedOption,
+  textOption,
+  wholeOption,
+} from './option.js';
 import { progressListener } from './progress.js';
 
 type Generate = (options: GenerateOptions) => Promise<readonly string[]>;
@@ -26,10 +33,11 @@ export function createGenerateCommand(
     .addOption(textOption('--run <dir>', 'Run folder that "portrayal train" wrote'))
     .addOption(
       textOption(
-        '--model, --pretrained-model-name-or-path <dir>',
-        "Diffusers model folder (default: the run's, or the shipped base)",
+        '--model, --pretrained-model-name-or-path <path>',
+        "Diffusers model folder, or single .safetensors file (default: the run's, or the shipped base)",
       ),
     )
+    .addOption(predictionTypeOption())
     .addOption(repeatedOption('--prompt <text>', 'What to draw; may be given several times'))
     .addOption(textOption('--output, --output-dir <dir>', 'Folder for the pictures'))
     .addOption(wholeOption('--num-images <n>', 'Pictures of each prompt (default: 1)', { atLeast: 1 }))

@@ -1,5 +1,6 @@
 import { Option } from 'commander';
 import { UsageError } from '../errors.js';
+import { predictionTypes } from '../pretrained/architectures.js';
 
 /** What a number has to be; in words, for the message. */
 export interface NumberRange {
@@ -71,6 +72,15 @@ export function choiceOption(flags: string, description: string, choices: readon
     if (choices.includes(value)) return value;
     throw new UsageError(`${shownName(option)} ${value}: expected ${list(choices)}.`);
   });
+}
+
+/** What the denoiser predicts, for models that do not say it. */
+export function predictionTypeOption(): Option {
+  return choiceOption(
+    '--prediction-type <name>',
+    'epsilon or v_prediction (default: as the model says)',
+    predictionTypes,
+  );
 }
 
 /** A switch and its opposite, `--no-…`. */

@@ -7,6 +7,7 @@ import {
   choiceOption,
   fixedOption,
   numberOption,
+  predictionTypeOption,
   repeatedOption,
   switchOptions,
   textOption,
@@ -56,9 +57,10 @@ export function createTrainCommand(
   ]);
   add('The model and the run:', [
     textOption(
-      '--model, --pretrained-model-name-or-path <dir>',
-      'Diffusers model folder (default: the shipped base)',
+      '--model, --pretrained-model-name-or-path <path>',
+      'Diffusers model folder, or single .safetensors file (default: the shipped base)',
     ),
+    predictionTypeOption(),
     textOption('--output, --output-dir <dir>', 'Run folder to write'),
     textOption(
       '--resume-from-checkpoint <checkpoint>',

@@ -58,7 +58,12 @@ export async function readTensor(file: SafetensorsFile, name: string): Promise<T
       `${file.path} has no tensor ${JSON.stringify(name)}; it has ${file.entries.size} others.`,
     );
   }
-  return reading(file.path, (handle) => readEntry(handle, entry, file.path));
+  return readEntry(file, entry);
+}
+
+/** Reads the bytes that an entry stands for, also where it is a part of what the file calls a tensor. */
+export async function readEntry(file: SafetensorsFile, entry: TensorEntry): Promise<Tensor> {
+  return reading(file.path, (handle) => readEntryFrom(handle, entry, file.path));
 }
 
 /** Reads a whole file into memory: all its tensors, and its metadata. */
@@ -66,7 +71,8 @@ export async function readSafetensorsFile(path: string): Promise<SafetensorsCont
   const file = await openSafetensors(path);
   return reading(path, async (handle) => {
     const tensors = new Map<string, Tensor>();
-    for (const entry of file.entries.values()) tensors.set(entry.name, await readEntry(handle, entry, path));
+    for (const entry of file.entries.values())
+      tensors.set(entry.name, await readEntryFrom(handle, entry, path));
     return { tensors, metadata: file.metadata };
   });
 }
@@ -116,7 +122,7 @@ async function requireFinite(
   }
 }
 
-function readEntry(handle: FileHandle, entry: TensorEntry, path: string): Promise<Tensor> {
+function readEntryFrom(handle: FileHandle, entry: TensorEntry, path: string): Promise<Tensor> {
   return readBytes(handle, entry.offset, entry.byteLength, path).then((bytes) =>
     tensorFromBytes(entry, bytes),
   );

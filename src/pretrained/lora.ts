@@ -2,6 +2,7 @@ import { ModelError } from '../errors.js';
 import { isObject, parseJson } from '../formats/json-config.js';
 import type { SafetensorsContents } from '../formats/safetensors.js';
 import { float32, type Tensor, toFloat32 } from '../tensor/tensor.js';
+import type { ModelFamily } from './architectures.js';
 
 /** The low-rank update of one layer: W + (alpha / rank) * up · down (Hu et al., arXiv 2106.09685). */
 export interface LoraModule {
@@ -15,11 +16,13 @@ export interface LoraModule {
 /** A LoRA: module path as in diffusers, such as `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`, -> update. */
 export type Lora = ReadonlyMap<string, LoraModule>;
 
-/** The families of models, as `modelspec.architecture` names them. */
-export type ModelFamily = keyof typeof families;
-
 /** What files of each family say about their base, and how kohya's keys name the first text encoder. */
-const families = {
+const families: Readonly<
+  Record<
+    ModelFamily,
+    { readonly version: string; readonly implementation: string; readonly textEncoder: string }
+  >
+> = {
   'stable-diffusion-v1': {
     version: 'sd_v1',
     implementation: 'diffusers',
@@ -35,7 +38,7 @@ const families = {
     implementation: 'https://github.com/Stability-AI/generative-models',
     textEncoder: 'lora_te1_',
   },
-} as const;
+};
 
 /** What the header of a kohya file says about a LoRA besides its tensors, for tools that show or sort files by it. */
 export interface LoraDescription {

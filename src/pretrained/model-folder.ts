@@ -3,6 +3,7 @@ import { join, resolve } from 'node:path';
 import { ModelError } from '../errors.js';
 import type { Config } from '../formats/json-config.js';
 import { readConfigFile } from '../formats/json-config-file.js';
+import type { Weight } from './weight.js';
 
 /** The parts of every pipeline that portrayal reads, by the name of their folder. */
 type CommonComponent = 'unet' | 'vae' | 'text_encoder' | 'tokenizer' | 'scheduler';
@@ -22,9 +23,11 @@ export interface Component {
   /** The names of the folder's entries, sorted. */
   readonly files: readonly string[];
   readonly config: Config;
+  /** Where the weights lie, for a component of a single file; otherwise `openWeights` finds them in the folder. */
+  readonly weights?: ReadonlyMap<string, Weight>;
 }
 
-/** A diffusers model folder. */
+/** A diffusers model folder, or what stands for it in a single file. */
 export interface ModelFolder {
   /** Absolute path. */
   readonly path: string;
@@ -130,12 +133,11 @@ async function requireModelFolder(path: string): Promise<void> {
   const names = await listFolder(path);
   if (names === undefined) {
     const found = await stat(path).catch(() => undefined);
-    if (found === undefined) throw new ModelError(`There is no model at ${path}. Expected ${expected}.`);
-    throw new ModelError(
-      /\.(safetensors|ckpt|pt|pth|bin)$/i.test(path)
-        ? `${path} is a single file, which cannot be read. Expected ${expected}. In Python, StableDiffusionPipeline.from_single_file(...).save_pretrained(...) makes one.`
-        : `${path} is not a folder. Expected ${expected}.`,
-    );
+    if (found === undefined)
+      throw new ModelError(
+        `There is no model at ${path}. Expected ${expected}; or a checkpoint in a single .safetensors file.`,
+      );
+    throw new ModelError(`${path} is not a folder. Expected ${expected}.`);
   }
   if (names.includes(indexFile)) return;
   const part = names.includes('config.json') ? await classIn(join(path, 'config.json')) : undefined;

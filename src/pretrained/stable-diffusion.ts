@@ -22,8 +22,9 @@ import type { Graph, Value } from '../onnx/graph.js';
 import { Graph as NewGraph } from '../onnx/graph.js';
 import { concat } from '../onnx/movement.js';
 import { int64, type Tensor } from '../tensor/tensor.js';
-import type { ModelFamily } from './lora.js';
-import { type ModelFolder, openModelFolder } from './model-folder.js';
+import type { ModelFamily, PredictionType } from './architectures.js';
+import type { ModelFolder } from './model-folder.js';
+import { openModel } from './open-model.js';
 import {
   pipelineKinds,
   type TextEmbedding,
@@ -39,6 +40,11 @@ export interface LoraSettings {
   /** The update is scaled by alpha / rank. */
   readonly alpha: number;
   readonly textEncoder: boolean;
+}
+
+export interface ModelOptions {
+  /** What the denoiser predicts, in place of what the model says of itself. */
+  readonly predictionType?: PredictionType;
 }
 
 const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
@@ -76,8 +82,8 @@ interface TextEncoder extends TextNetwork {
 }
 
 /**
- * A Stable Diffusion model folder, opened: its configurations read, its weights checked and ready to be referred to from graphs. Each builder adds one network to a
- * graph; weights are read from the folder by the engine.
+ * A Stable Diffusion model, opened: its configurations read, its weights checked and ready to be referred to from graphs. Each builder adds one network to a
+ * graph; weights are read from the model's own files by the engine.
  */
 export class StableDiffusion {
   private constructor(
@@ -91,9 +97,14 @@ export class StableDiffusion {
     private readonly weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
   ) {}
 
-  /** @throws ModelError naming the file, when the folder is not a model, or one with parts, settings or weights that cannot be used. */
-  static async open(path: string): Promise<StableDiffusion> {
-    const folder = await openModelFolder(path);
+  /**
+   * Opens a diffusers model folder, or a checkpoint in a single `.safetensors` file.
+   *
+   * @param options.predictionType what the denoiser predicts, where the model does not say it, or says it wrongly.
+   * @throws ModelError naming the file, when the path is not a model, or one with parts, settings or weights that cannot be used.
+   */
+  static async open(path: string, options: ModelOptions = {}): Promise<StableDiffusion> {
+    const folder = await openModel(path, options.predictionType);
     const kind = pipelineKinds[folder.pipeline];
     const { unet, vae, scheduler } = folder.components;
     const unetConfig = readUNet2DConditionConfig(unet.config);

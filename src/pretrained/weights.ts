@@ -2,29 +2,19 @@ import { join, resolve } from 'node:path';
 import { ModelError } from '../errors.js';
 import { isObject } from '../formats/json-config.js';
 import { readConfigFile } from '../formats/json-config-file.js';
-import type { TensorEntry } from '../formats/safetensors.js';
-import {
-  assertFinite,
-  openSafetensors,
-  readTensor,
-  type SafetensorsFile,
-} from '../formats/safetensors-file.js';
+import { assertFinite, openSafetensors, type SafetensorsFile } from '../formats/safetensors-file.js';
 import type { ParameterSource } from '../nn/parameters.js';
 import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
+import { transpose } from '../onnx/movement.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
-
-/** A tensor of a checkpoint, and the file it lies in. */
-export interface Weight {
-  readonly file: SafetensorsFile;
-  readonly entry: TensorEntry;
-}
+import { readWeightTensor, type Weight, weightShape } from './weight.js';
 
 /** The weights of one component, wherever they lie. Nothing but headers has been read. */
 export interface WeightSet {
   /** The component's name; it goes before the names of the values in a graph. */
   readonly component: string;
-  /** The path of the folder, for messages. */
+  /** The path of the folder or the file, for messages. */
   readonly folder: string;
   readonly weights: ReadonlyMap<string, Weight>;
 }
@@ -35,6 +25,8 @@ export interface WeightFolder {
   readonly folder: string;
   /** The names of the folder's entries. */
   readonly files: readonly string[];
+  /** The weights themselves, where they are known already: those of a single-file checkpoint. */
+  readonly weights?: ReadonlyMap<string, Weight>;
 }
 
 /** Which of the weight files of a folder to read: the full ones, or the half-precision ones beside them. */
@@ -60,7 +52,8 @@ const pickles = /\.(bin|pt|pth|ckpt|msgpack|h5)$/i;
  * @throws ModelError when there are none, when a shard is missing, cut short or damaged, or when there are only pickle files, which are never read.
  */
 export async function openWeights(component: WeightFolder, preferred: Variant = 'full'): Promise<WeightSet> {
-  const { name, folder, files } = component;
+  const { name, folder, files, weights } = component;
+  if (weights !== undefined) return { component: name, folder, weights };
   const stem = stemOf[name] ?? diffusersStem;
   for (const variant of preferred === 'full' ? ['', '.fp16'] : ['.fp16', '']) {
     const single = `${stem}${variant}.safetensors`;
@@ -92,7 +85,7 @@ export async function assertFiniteWeights(set: WeightSet): Promise<void> {
 
 /** Reads one tensor of a set into memory, in the type it is stored in. */
 export function readWeight(set: WeightSet, name: string): Promise<Tensor> {
-  return readTensor(find(set, name).file, name);
+  return readWeightTensor(find(set, name));
 }
 
 /** A source of parameters that knows which of a checkpoint's tensors nobody has asked for. */
@@ -124,29 +117,38 @@ export function weightSource(graph: Graph, set: WeightSet): WeightSource {
 }
 
 function external(graph: Graph, set: WeightSet, path: string, shape: Shape): Value {
-  const { file, entry } = find(set, path);
+  const weight = find(set, path);
+  const { file, entry, transposed } = weight;
+  const stored = weightShape(weight);
   const fault = (found: string, expected: string): ModelError =>
     new ModelError(
-      `${file.path}: tensor ${JSON.stringify(path)} is ${found}; expected ${expected}. ` +
-        `The weights and the config.json beside them are not of the same model.`,
+      `${file.path}: tensor ${JSON.stringify(entry.name)} is ${found}; expected ${expected}. ` +
+        (file.path === set.folder
+          ? 'The file is of a model that is not known here, or damaged.'
+          : 'The weights and the config.json beside them are not of the same model.'),
     );
   if (entry.dtype !== 'float32' && entry.dtype !== 'float16' && entry.dtype !== 'bfloat16') {
     throw fault(`of type ${entry.dtype}`, 'float32, float16 or bfloat16');
   }
-  if (entry.shape.length !== shape.length || entry.shape.some((d, i) => d !== shape[i])) {
-    throw fault(`[${entry.shape.join(', ')}]`, `[${shape.join(', ')}]`);
+  if (stored.length !== shape.length || stored.some((d, i) => d !== shape[i])) {
+    throw fault(`[${stored.join(', ')}]`, `[${shape.join(', ')}]`);
   }
   const location = { path: resolve(file.path), offset: entry.offset };
-  const stored = graph.external(`${set.component}.${path}`, entry.dtype, shape, location);
-  return entry.dtype === 'float32' ? stored : cast(stored, 'float32');
+  const name = `${set.component}.${path}`;
+  const value = graph.external(name, entry.dtype, entry.shape, location);
+  const full = entry.dtype === 'float32' ? value : cast(value, 'float32');
+  return transposed ? transpose(full, [1, 0]) : full;
 }
 
 function find(set: WeightSet, name: string): Weight {
   const weight = set.weights.get(name);
   if (weight !== undefined) return weight;
   const files = new Set([...set.weights.values()].map((w) => w.file.path));
+  const askedBy = files.has(set.folder)
+    ? ` of the ${set.component}, in diffusers' words, which such a model has`
+    : `, which ${join(set.folder, 'config.json')} asks for`;
   throw new ModelError(
-    `${[...files].join(', ') || set.folder}: there is no tensor ${JSON.stringify(name)}, which ${join(set.folder, 'config.json')} asks for. ` +
+    `${[...files].join(', ') || set.folder}: there is no tensor ${JSON.stringify(name)}${askedBy}. ` +
       `The weights are of another model, or incomplete.`,
   );
 }

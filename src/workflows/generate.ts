@@ -9,6 +9,7 @@ import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
 import { emaName } from '../optim/ema.js';
+import { type PredictionType, predictionTypes } from '../pretrained/architectures.js';
 import { type LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -22,8 +23,10 @@ import { shippedModelPath } from './shipped.js';
 export interface GenerateOptions {
   /** A run folder: its model and what it learnt. */
   readonly run?: string;
-  /** A diffusers model folder, in place of a run, or in place of the run's own when that has moved. */
+  /** A diffusers model folder or a single-file checkpoint, in place of a run, or in place of the run's own when that has moved. */
   readonly model?: string;
+  /** What the denoiser predicts, where the model does not say it, or says it wrongly; the run's by default. */
+  readonly predictionType?: PredictionType;
   readonly prompts: readonly string[];
   /** Pictures of each prompt. Default 1. */
   readonly numImages?: number;
@@ -61,7 +64,10 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
     throw new UsageError(`--seed ${seed}: expected a whole number of at least 0.`);
   }
   const learnt = options.run === undefined ? undefined : await readRun(options.run);
-  const model = await StableDiffusion.open(options.model ?? learnt?.model ?? shippedModelPath());
+  const predictionType = options.predictionType ?? learnt?.predictionType;
+  const model = await StableDiffusion.open(options.model ?? learnt?.model ?? shippedModelPath(), {
+    ...(predictionType && { predictionType }),
+  });
   for (const prompt of prompts) {
     const { truncatedText } = model.tokenize(prompt);
     if (truncatedText !== undefined) {
@@ -140,6 +146,7 @@ function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): vo
 
 interface Learnt {
   readonly model: string;
+  readonly predictionType: PredictionType | undefined;
   readonly resolution: number;
   readonly lora: LoraSettings;
   readonly factors: ReadonlyMap<string, Tensor>;
@@ -175,7 +182,8 @@ async function readRun(path: string): Promise<Learnt> {
     typeof instancePrompt === 'string' && typeof classPrompt === 'string'
       ? readSubjectPrompt({ instancePrompt, classPrompt })
       : undefined;
-  return { model: config.model, resolution: number('resolution'), lora, factors, subject };
+  const predictionType = predictionTypes.find((type) => type === config.predictionType);
+  return { model: config.model, predictionType, resolution: number('resolution'), lora, factors, subject };
 }
 
 async function readFactors(

@@ -9,6 +9,7 @@ import type { Engine, State } from '../engine/engine.js';
 import { CancelledError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
 import { adamw } from '../optim/adamw.js';
+import type { PredictionType } from '../pretrained/architectures.js';
 import { type LoraDescription, loraFromFactors } from '../pretrained/lora.js';
 import { writeLoraFiles } from '../pretrained/lora-file.js';
 import { type LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
@@ -26,8 +27,10 @@ import { readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
 import { shippedModelPath } from './shipped.js';
 
 export interface PersonaliseOptions extends Partial<PersonaliseSettings> {
-  /** A diffusers model folder; the shipped base by default. */
+  /** A diffusers model folder or a single-file checkpoint; the shipped base by default. */
   readonly model?: string;
+  /** What the denoiser predicts, where the model does not say it, or says it wrongly. */
+  readonly predictionType?: PredictionType;
   /** A folder of three to six photographs of the subject, or a list of files. */
   readonly images: string | readonly string[];
   /** Names the subject by a rare token: "a photo of sks backpack". */
@@ -75,7 +78,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const settings = completeSettings(settingsOf(options), options.preset);
   const subject = readSubjectPrompt(options);
   const modelPath = options.model ?? shippedModelPath();
-  const model = await StableDiffusion.open(modelPath);
+  const { predictionType } = options;
+  const model = await StableDiffusion.open(modelPath, { ...(predictionType && { predictionType }) });
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
   const references = await readReferenceImages(options.images, { resolution });
@@ -93,7 +97,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   };
   return Cleanup.after(async (cleanup) => {
     const run = await RunFolder.open(options.output, {
-      config: runConfig(modelPath, subject, resolution, settings, references.images),
+      config: runConfig(modelPath, predictionType, subject, resolution, settings, references.images),
       adjustable: adjustableSettings,
       ...(options.resumeFromCheckpoint === undefined
         ? {}
@@ -258,6 +262,7 @@ function drawing<T>(work: Promise<T>): Promise<T> {
 function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
   const {
     model: _model,
+    predictionType: _prediction,
     images: _images,
     instancePrompt: _instance,
     classPrompt: _class,
@@ -314,6 +319,7 @@ function stepSettings(
 /** All that is needed to repeat the run, and to notice when something else is asked for. Pictures count by their pixels, not by their place. */
 function runConfig(
   modelPath: string,
+  predictionType: PredictionType | undefined,
   subject: SubjectPrompt,
   resolution: number,
   settings: PersonaliseSettings,
@@ -322,6 +328,7 @@ function runConfig(
   const { checkpointsTotalLimit: _limit, ...kept } = settings;
   return {
     model: resolve(modelPath),
+    ...(predictionType && { predictionType }),
     instancePrompt: subject.instancePrompt,
     classPrompt: subject.classPrompt,
     images: pixelDigests(images),

@@ -3,6 +3,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { writeSmallCheckpoint } from '../pretrained/small-checkpoints.js';
 import { temporaryFolder } from '../temporary-folder.js';
 import { callMain } from './terminal.js';
 
@@ -50,6 +51,28 @@ test('train and generate, from flags to files', async (t) => {
   const pictures = drawn.out.trimEnd().split('\n');
   assert.deepEqual(pictures, [join(out, '0000-a-sks-backpack.png'), join(out, '0001-a-sks-backpack.png')]);
   for (const picture of pictures) assert.deepEqual((await readFile(picture)).subarray(0, 8), PNG);
+});
+
+test('a checkpoint in a single file trains and draws like a folder', async (t) => {
+  const folder = await temporaryFolder(t);
+  const single = await writeSmallCheckpoint(folder, 'sd2-small');
+  const [run, out] = [join(folder, 'run'), join(folder, 'out')];
+  const trained = await callMain([
+    ...['train', '--model', single, '--prediction-type', 'epsilon', '--images', images, '--output', run],
+    ...['--prompt', 'a photo of sks backpack', '--validation-prompt', 'a sks backpack', '--resolution', '64'],
+    ...'--no-with-prior-preservation --steps 1 --sampling-steps 1 --num-validation-images 1 --threads 1'.split(
+      ' ',
+    ),
+  ]);
+  assert.equal(trained.status, 0, trained.err);
+  const config = JSON.parse(await readFile(join(run, 'config.json'), 'utf8')) as Record<string, unknown>;
+  assert.deepEqual([config.model, config.predictionType], [single, 'epsilon']);
+  const drawn = await callMain([
+    ...['generate', '--run', run, '--prompt', 'a sks backpack', '--output', out],
+    ...'--steps 1 --threads 1'.split(' '),
+  ]);
+  assert.equal(drawn.status, 0, drawn.err);
+  assert.deepEqual((await readFile(drawn.out.trimEnd())).subarray(0, 8), PNG);
 });
 
 test("the user's mistakes end with one message and their own status", async (t) => {

@@ -8,6 +8,7 @@ import { sampleWords } from '../../scripts/goldens/word-tokenizer.js';
 import { ModelError } from '../../src/errors.js';
 import { readConfigFile } from '../../src/formats/json-config-file.js';
 import type { Component } from '../../src/pretrained/model-folder.js';
+import { shippedTokenizerPath } from '../../src/pretrained/single-file.js';
 import { openTokenizer } from '../../src/pretrained/tokenizer.js';
 import { wordTokenizerFiles, writeWordTokenizer } from '../../src/pretrained/word-tokenizer.js';
 import { goldenJson, goldenPath } from '../goldens.js';
@@ -45,6 +46,17 @@ for (const [name, { maxLength, padId, ids }] of Object.entries(golden.tokenizers
     });
   });
 }
+
+test('the shipped vocabulary of CLIP gives the ids of CLIPTokenizer built from it', async () => {
+  const { phrases, ids } = goldenJson<{ phrases: string[]; ids: number[][] }>('tokenizer/clip.json');
+  const tokenizer = await openTokenizer(await component(shippedTokenizerPath()));
+  assert.equal(tokenizer.vocabularySize, 49408);
+  assert.deepEqual([tokenizer.startId, tokenizer.endId, tokenizer.padId], [49406, 49407, 49407]);
+  [...golden.prompts, ...phrases].forEach((prompt, i) => {
+    const { ids: found, length } = tokenizer.encode(prompt);
+    assert.deepEqual(found.slice(0, length), ids[i], JSON.stringify(prompt));
+  });
+});
 
 test('what does not fit is cut before the end token, and told', async () => {
   const tokenizer = await openTokenizer(await component(goldenFolder('words')));
