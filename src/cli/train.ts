@@ -54,6 +54,10 @@ export function createTrainCommand(
       'Names the subject by a rare word: "a photo of sks backpack"',
     ),
     textOption('--class-prompt <text>', 'The same without the rare word (default: found from --prompt)'),
+    ...switchOptions(
+      '--captions',
+      `Captions beside the pictures (dog.txt, metadata.jsonl) go before --prompt (default: ${onOff(d.captions)})`,
+    ),
   ]);
   add('The model and the run:', [
     textOption(
@@ -150,6 +154,29 @@ export function createTrainCommand(
       `The middle square; otherwise a random one (default: ${onOff(d.centerCrop)})`,
     ),
     ...switchOptions('--random-flip', `Mirror half of the pictures (default: ${onOff(d.randomFlip)})`),
+    ...switchOptions(
+      '--enable-bucket',
+      `Pictures keep their aspect, in batches of one shape (default: ${onOff(d.enableBucket)})`,
+    ),
+    wholeOption('--min-bucket-reso <pixels>', 'Shortest side of a bucket (default: half the resolution)', {
+      atLeast: 1,
+    }),
+    wholeOption('--max-bucket-reso <pixels>', 'Longest side of a bucket (default: twice the resolution)', {
+      atLeast: 1,
+    }),
+    wholeOption(
+      '--bucket-reso-steps <pixels>',
+      'Sides of buckets are multiples of it (default: the least that the model takes)',
+      { atLeast: 1 },
+    ),
+    ...switchOptions(
+      '--cache-latents-to-disk',
+      `A resumed run need not encode again (default: ${onOff(d.cacheLatentsToDisk)})`,
+    ),
+    textOption('--latent-cache-dir <dir>', 'Where latents are kept (default: in the run folder)'),
+    numberOption('--noise-offset <x>', `Noise that a whole channel shares (default: ${d.noiseOffset})`, {
+      atLeast: 0,
+    }),
     wholeOption('--seed <n>', `The same seed gives the same run (default: ${d.seed})`, { atLeast: 0 }),
     numberOption('--adam-beta1 <x>', `AdamW: decay of the mean gradient (default: ${d.adamBeta1})`, {
       atLeast: 0,

@@ -93,6 +93,25 @@ export function mentionsSubject(prompt: string, subject: Pick<SubjectPrompt, 'to
   return words(subject.token).every((word) => said.has(word));
 }
 
+/** In a caption this stands for the subject: "{} on a sofa" is "sks dog on a sofa". */
+const SUBJECT = '{}';
+
+/**
+ * The instance prompt that a picture's caption is. A caption without `{}` is used as it is.
+ *
+ * @throws InputError naming the caption's place, when it does not name the subject.
+ */
+export function captionPrompt(
+  caption: { readonly text: string; readonly origin: string },
+  subject: Pick<SubjectPrompt, 'token' | 'className'>,
+): string {
+  const prompt = caption.text.replaceAll(SUBJECT, `${subject.token} ${subject.className}`);
+  if (mentionsSubject(prompt, subject)) return prompt;
+  throw new InputError(
+    `${caption.origin}: the caption "${caption.text}" does not hold the rare word "${subject.token}", so the picture would teach the model nothing about it. Write "${subject.token} ${subject.className}" or {} where the subject is named, or leave all captions out with --no-captions.`,
+  );
+}
+
 /** Scenes to draw a subject in where the user named none; the wording is DreamBench's (Ruiz et al., CVPR 2023). */
 export const defaultScenes: readonly string[] = [
   'in the jungle',

@@ -6,6 +6,8 @@ import { InputError } from '../errors.js';
 import type { SizeCondition } from '../models/size-condition.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
+import type { PictureSize } from './aspect-buckets.js';
+import { type Caption, metadataFile, readCaptions, sidecarOf } from './captions.js';
 import { readableExtensions, recogniseImage, unreadableExtensions } from './image-format.js';
 
 /** A photograph of the subject: upright, three channels, sRGB, eight bits. */
@@ -17,6 +19,8 @@ export interface ReferenceImage {
   readonly originalSize: readonly [number, number];
   /** Interleaved RGB, row by row from the top: width * height * 3 values in 0 … 255. */
   readonly pixels: Uint8Array;
+  /** What its owner wrote beside it, where captions are read. */
+  readonly caption?: Caption;
 }
 
 export interface ReferenceOptions {
@@ -26,6 +30,10 @@ export interface ReferenceOptions {
   readonly maxPixels?: number;
   /** Pictures with a shorter side are refused: they show too little to learn from. Default 32. */
   readonly smallestSide?: number;
+  /** Read the captions beside the pictures (see captions.ts). Default false. */
+  readonly captions?: boolean;
+  /** The shape that a picture is cut to, for the warning about what is lost. Default: a square. */
+  readonly cutTo?: (picture: PictureSize) => PictureSize;
 }
 
 export interface ReferenceImages {
@@ -56,20 +64,27 @@ export async function readReferenceImages(
   source: string | readonly string[],
   options: ReferenceOptions,
 ): Promise<ReferenceImages> {
-  const { files, warnings } = await listPictures(source);
+  const { files, warnings } = await listPictures(source, options.captions ?? false);
   const images: ReferenceImage[] = [];
   for (const file of files) {
     const read = await readPicture(file, options);
     images.push(read.image);
     warnings.push(...read.warnings);
   }
-  return { images, warnings };
+  if (!options.captions) return { images, warnings };
+  const read = await readCaptions(files);
+  return {
+    images: images.map((image) => {
+      const caption = read.captions.get(image.path);
+      return caption ? { ...image, caption } : image;
+    }),
+    warnings: [...warnings, ...read.warnings],
+  };
 }
 
 export interface PrepareOptions {
-  /** Side of the square in pixels. */
-  readonly resolution: number;
-  /** Which square of a picture that is not one: its middle, or one drawn from a random stream. */
+  readonly size: PictureSize;
+  /** Which part of a picture of another shape: its middle, or one drawn from a random stream. */
   readonly crop?: 'center' | Random;
   /** Mirror left and right. */
   readonly flip?: boolean;
@@ -77,50 +92,73 @@ export interface PrepareOptions {
 
 /** One photograph as the model sees it, and what became of it on the way. */
 export interface PreparedImage {
-  /** [3, resolution, resolution], RGB in [-1, 1]. */
+  /** [3, height, width], RGB in [-1, 1]. */
   readonly pixels: Tensor<'float32'>;
   /** Where the crop is counted in the mirrored photograph, if it was mirrored. */
   readonly size: SizeCondition;
 }
 
-/** Prepares one photograph: the shorter side scaled to the resolution (Lanczos), a square cut out. */
-export async function prepareImage(image: ReferenceImage, options: PrepareOptions): Promise<PreparedImage> {
-  const { resolution, crop = 'center', flip = false } = options;
-  const scale = resolution / Math.min(image.width, image.height);
-  const width = Math.max(resolution, Math.round(image.width * scale));
-  const height = Math.max(resolution, Math.round(image.height * scale));
-  const [slackX, slackY] = [width - resolution, height - resolution];
+/** Where a photograph lies under the frame that is cut out of it. */
+interface Placement {
+  /** Its sides when it is scaled until it just covers the frame. */
+  readonly scaled: PictureSize;
+  readonly left: number;
+  readonly top: number;
+  readonly size: SizeCondition;
+}
+
+function place(image: ReferenceImage, { size, crop = 'center', flip = false }: PrepareOptions): Placement {
+  const scale = Math.max(size.width / image.width, size.height / image.height);
+  const width = Math.max(size.width, Math.round(image.width * scale));
+  const height = Math.max(size.height, Math.round(image.height * scale));
+  const [slackX, slackY] = [width - size.width, height - size.height];
   const left = crop === 'center' ? Math.floor(slackX / 2) : crop.int(slackX + 1);
   const top = crop === 'center' ? Math.floor(slackY / 2) : crop.int(slackY + 1);
+  return {
+    scaled: { width, height },
+    left,
+    top,
+    size: {
+      originalSize: image.originalSize,
+      cropTopLeft: [top, flip ? slackX - left : left],
+      targetSize: [size.height, size.width],
+    },
+  };
+}
+
+/** What `prepareImage` says of the sizes when it cuts the middle, without doing it. */
+export function centerCropSize(image: ReferenceImage, size: PictureSize, flip: boolean): SizeCondition {
+  return place(image, { size, flip }).size;
+}
+
+/** Prepares one photograph: it is scaled (Lanczos) until it just covers the size, and what juts out is cut off. */
+export async function prepareImage(image: ReferenceImage, options: PrepareOptions): Promise<PreparedImage> {
+  const { size: target, flip = false } = options;
+  const { scaled, left, top, size } = place(image, options);
+  const { width, height } = scaled;
 
   const raw = { width: image.width, height: image.height, channels: 3 } as const;
   let pipeline = sharp(image.pixels, { raw, limitInputPixels: false });
   if (width !== image.width || height !== image.height) {
     pipeline = pipeline.resize(width, height, { fit: 'fill', kernel: 'lanczos3' });
   }
-  pipeline = pipeline.extract({ left, top, width: resolution, height: resolution });
-  const square = await (flip ? pipeline.flop() : pipeline).raw().toBuffer();
+  pipeline = pipeline.extract({ left, top, ...target });
+  const cut = await (flip ? pipeline.flop() : pipeline).raw().toBuffer();
 
-  // [R, R, 3] bytes -> [3, R, R] floats
-  const plane = resolution * resolution;
+  // [H, W, 3] bytes -> [3, H, W] floats
+  const plane = target.width * target.height;
   const values = new Float32Array(3 * plane);
   for (let i = 0; i < plane; i++) {
     for (let channel = 0; channel < 3; channel++) {
-      values[channel * plane + i] = square[3 * i + channel]! / 127.5 - 1;
+      values[channel * plane + i] = cut[3 * i + channel]! / 127.5 - 1;
     }
   }
-  return {
-    pixels: float32([3, resolution, resolution], values),
-    size: {
-      originalSize: image.originalSize,
-      cropTopLeft: [top, flip ? slackX - left : left],
-      targetSize: [resolution, resolution],
-    },
-  };
+  return { pixels: float32([3, target.height, target.width], values), size };
 }
 
 async function listPictures(
   source: string | readonly string[],
+  captions: boolean,
 ): Promise<{ files: readonly string[]; warnings: string[] }> {
   if (typeof source !== 'string') {
     if (source.length === 0) {
@@ -154,8 +192,10 @@ async function listPictures(
       warnings.push(`${path}: .${extension} files cannot be read, so it is left out. ${remedy}`);
     else ignored.push(entry.name);
   }
-  if (ignored.length > 0) {
-    warnings.unshift(`${source}: ignored what is not a picture: ${nameSome(ignored)}.`);
+  const captionFiles = new Set(captions ? [join(source, metadataFile), ...files.map(sidecarOf)] : []);
+  const strange = ignored.filter((name) => !captionFiles.has(join(source, name)));
+  if (strange.length > 0) {
+    warnings.unshift(`${source}: ignored what is not a picture: ${nameSome(strange)}.`);
   }
   if (files.length === 0) {
     const there =
@@ -169,7 +209,12 @@ async function listPictures(
 
 async function readPicture(
   path: string,
-  { resolution, maxPixels = DEFAULT_MAX_PIXELS, smallestSide = DEFAULT_SMALLEST_SIDE }: ReferenceOptions,
+  {
+    resolution,
+    maxPixels = DEFAULT_MAX_PIXELS,
+    smallestSide = DEFAULT_SMALLEST_SIDE,
+    cutTo = () => ({ width: 1, height: 1 }),
+  }: ReferenceOptions,
 ): Promise<{ image: ReferenceImage; warnings: string[] }> {
   const bytes = await readWhole(path);
   const recognised = recogniseImage(bytes);
@@ -209,9 +254,12 @@ async function readPicture(
       `${path}: ${width} x ${height} pixels are fewer than the ${resolution} of the training resolution; it is enlarged and will look soft.`,
     );
   }
-  if (Math.max(width, height) > LONG_ASPECT * Math.min(width, height)) {
+  const cut = cutTo({ width, height });
+  const kept = (width * cut.height) / (height * cut.width);
+  if (Math.max(kept, 1 / kept) > LONG_ASPECT) {
+    const shape = cut.width === cut.height ? 'a square' : `${cut.width} x ${cut.height}`;
     warnings.push(
-      `${path}: ${width} x ${height} is a long strip, and a square is cut from it: make sure that the subject is in the middle.`,
+      `${path}: ${width} x ${height} is a long strip, and ${shape} is cut from it: make sure that the subject is in the middle.`,
     );
   }
 
@@ -219,9 +267,9 @@ async function readPicture(
     .autoOrient()
     .flatten({ background: '#ffffff' })
     .toColourspace('srgb');
-  const kept = Math.max(LARGEST_SHORT_SIDE, resolution);
-  if (Math.min(width, height) > kept) {
-    pipeline = pipeline.resize(kept, kept, { fit: 'outside', kernel: 'lanczos3' });
+  const most = Math.max(LARGEST_SHORT_SIDE, resolution);
+  if (Math.min(width, height) > most) {
+    pipeline = pipeline.resize(most, most, { fit: 'outside', kernel: 'lanczos3' });
   }
   const decoded = await pipeline.raw({ depth: 'uchar' }).toBuffer({ resolveWithObject: true }).catch(damaged);
   if (decoded.info.channels !== 3) {

@@ -33,6 +33,7 @@ import {
 } from './pipeline-kind.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 import { assertFiniteWeights, openWeights, type WeightSet, weightSource } from './weights.js';
+import { digestWeights } from './weights-digest.js';
 
 /** The layers that get a low-rank update: the attention projections of the denoiser and, if asked for, of the text encoders. */
 export interface LoraSettings {
@@ -133,6 +134,14 @@ export class StableDiffusion {
     return model;
   }
 
+  /** Tells the weights of each component from those of another model, wherever they lie. */
+  async digests(): Promise<Readonly<Record<string, string>>> {
+    const sets = [this.weights.unet, this.weights.vae, ...this.textEncoders.map((e) => e.weights)];
+    const digests = new Map<string, string>();
+    for (const set of sets) digests.set(set.component, await digestWeights(set));
+    return Object.fromEntries(digests);
+  }
+
   /** The factor between a picture's side and its latents' side. */
   get downscale(): number {
     return downscale(this.vaeConfig);
@@ -144,16 +153,21 @@ export class StableDiffusion {
     return side === undefined ? 512 : side * this.downscale;
   }
 
-  /** Latents of one square picture of this side in pixels: [C, h, w]. @throws UsageError when the model cannot take that side. */
-  latentShape(resolution: number): [number, number, number] {
-    const step = this.downscale * 2 ** (this.unetConfig.blockOutChannels.length - 1);
-    if (!Number.isInteger(resolution) || resolution < step || resolution % step !== 0) {
+  /** The sides of pictures are multiples of this many pixels. */
+  get granularity(): number {
+    return this.downscale * 2 ** (this.unetConfig.blockOutChannels.length - 1);
+  }
+
+  /** Latents of one picture of these sides in pixels, a square by default: [C, h, w]. @throws UsageError when the model cannot take them. */
+  latentShape(width: number, height = width): [number, number, number] {
+    const step = this.granularity;
+    for (const side of [width, height]) {
+      if (Number.isInteger(side) && side >= step && side % step === 0) continue;
       throw new UsageError(
-        `--resolution ${resolution}: this model takes multiples of ${step} pixels; ${Math.max(step, Math.round(resolution / step) * step) || step} is the nearest.`,
+        `--resolution ${side}: this model takes multiples of ${step} pixels; ${Math.max(step, Math.round(side / step) * step) || step} is the nearest.`,
       );
     }
-    const side = resolution / this.downscale;
-    return [this.vaeConfig.latentChannels, side, side];
+    return [this.vaeConfig.latentChannels, height / this.downscale, width / this.downscale];
   }
 
   /** The number of tokens of every prompt, S: what a prompt has room for, with its start and end. */

@@ -1,57 +1,61 @@
-import { prepareImage, type ReferenceImage } from '../data/reference-images.js';
+import { type PictureSize, sizeName } from '../data/aspect-buckets.js';
+import { centerCropSize, prepareImage, type ReferenceImage } from '../data/reference-images.js';
 import type { Engine, Program } from '../engine/engine.js';
 import type { SizeCondition } from '../models/size-condition.js';
 import { Graph } from '../onnx/graph.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
-
-/** A picture's posterior over latents, [C, h, w] each. */
-export interface Moments {
-  readonly mean: Float32Array;
-  readonly logvar: Float32Array;
-}
+import type { LatentStore, Moments } from './latent-store.js';
 
 /** What training takes of one use of a picture. */
 export interface PictureLatents extends Moments {
   readonly size: SizeCondition;
 }
 
-/** The autoencoder's encoder, compiled for one picture of one resolution. */
+/** The autoencoder's encoder, compiled for one picture of each size that it meets, when it first meets it. */
 export class LatentEncoder {
-  private constructor(
-    /** Side of the pictures in pixels. */
-    readonly resolution: number,
-    private readonly program: Program,
+  readonly #programs = new Map<string, Promise<Program>>();
+
+  constructor(
+    private readonly model: StableDiffusion,
+    private readonly engine: Engine,
   ) {}
 
-  static async create(model: StableDiffusion, engine: Engine, resolution: number): Promise<LatentEncoder> {
-    const graph = new Graph('encoder');
-    const { mean, logVariance } = model.encoder(
-      graph,
-      graph.input('pixels', 'float32', [1, 3, resolution, resolution]),
-    );
-    graph.output('mean', mean);
-    graph.output('logvar', logVariance);
-    return new LatentEncoder(resolution, await engine.compile(graph));
-  }
-
-  /** @param pixels [3, R, R] in [-1, 1] */
+  /** @param pixels [3, H, W] in [-1, 1] */
   async encode(pixels: Tensor<'float32'>): Promise<Moments> {
-    const { mean, logvar } = await this.program.run({ pixels: float32([1, ...pixels.shape], pixels.data) });
+    const shape = [1, ...pixels.shape];
+    const key = shape.join();
+    let program = this.#programs.get(key);
+    if (!program) {
+      program = this.#compile(shape);
+      this.#programs.set(key, program);
+    }
+    const { mean, logvar } = await (await program).run({ pixels: float32(shape, pixels.data) });
     return { mean: data(mean!), logvar: data(logvar!) };
   }
 
   async release(): Promise<void> {
-    await this.program.release();
+    for (const program of this.#programs.values()) await (await program).release();
+    this.#programs.clear();
+  }
+
+  #compile(shape: readonly number[]): Promise<Program> {
+    const graph = new Graph('encoder');
+    const { mean, logVariance } = this.model.encoder(graph, graph.input('pixels', 'float32', shape));
+    graph.output('mean', mean);
+    graph.output('logvar', logVariance);
+    return this.engine.compile(graph);
   }
 }
 
 export interface LatentOptions {
-  /** Cut another square out of each picture every time it is used. */
+  /** Cut another part out of each picture every time it is used. */
   readonly randomCrop: boolean;
   /** Mirror a picture half of the times it is used. */
   readonly randomFlip: boolean;
+  /** Keeps latents from one start of a run to the next. */
+  readonly store?: LatentStore;
 }
 
 /**
@@ -70,23 +74,35 @@ export class LatentCache {
     return this.images.length;
   }
 
-  /** The latents of picture `index` as this use of it sees it. The same random stream gives the same crop and flip. */
-  moments(index: number, random: Random): Promise<PictureLatents> {
+  /** The latents of picture `index`, brought to this size, as this use of it sees it. The same random stream gives the same crop and flip. */
+  moments(index: number, size: PictureSize, random: Random): Promise<PictureLatents> {
     const { randomCrop, randomFlip } = this.options;
     const flip = randomFlip && random.derive('flip').uniform() < 0.5;
-    if (randomCrop) return this.#encode(index, flip, random.derive('crop'));
-    const key = `${index}:${flip}`;
+    if (randomCrop) return this.#encode(index, size, flip, random.derive('crop'));
+    const key = `${index}:${sizeName(size)}:${flip}`;
     let known = this.#known.get(key);
     if (!known) {
-      known = this.#encode(index, flip, 'center');
+      known = this.#center(index, size, flip);
       this.#known.set(key, known);
     }
     return known;
   }
 
-  async #encode(index: number, flip: boolean, crop: 'center' | Random): Promise<PictureLatents> {
-    const { resolution } = this.encoder;
-    const { pixels, size } = await prepareImage(this.images[index]!, { resolution, crop, flip });
+  async #center(index: number, size: PictureSize, flip: boolean): Promise<PictureLatents> {
+    const { store } = this.options;
+    const image = this.images[index]!;
+    const encode = () => this.#encode(index, size, flip, 'center');
+    if (!store) return encode();
+    return { ...(await store.get({ image, size, flip }, encode)), size: centerCropSize(image, size, flip) };
+  }
+
+  async #encode(
+    index: number,
+    target: PictureSize,
+    flip: boolean,
+    crop: 'center' | Random,
+  ): Promise<PictureLatents> {
+    const { pixels, size } = await prepareImage(this.images[index]!, { size: target, crop, flip });
     return { ...(await this.encoder.encode(pixels)), size };
   }
 }

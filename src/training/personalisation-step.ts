@@ -3,6 +3,7 @@ import { dpgLookForward } from '../algorithms/dpg.js';
 import { dreambooth } from '../algorithms/dreambooth.js';
 import type { Batch, Objective } from '../algorithms/objective.js';
 import { gradients } from '../autodiff/gradient.js';
+import { type PictureSize, squareOf } from '../data/aspect-buckets.js';
 import { coefficients, noisySample, predictionTarget } from '../diffusion/look-forward.js';
 import { add, div, exp, mul } from '../onnx/elementwise.js';
 import { Graph, type Value } from '../onnx/graph.js';
@@ -11,7 +12,7 @@ import { ema } from '../optim/ema.js';
 import type { Optimizer } from '../optim/optimizer.js';
 import { sgd } from '../optim/sgd.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
-import { type Tensor, zeros } from '../tensor/tensor.js';
+import { type Shape, type Tensor, zeros } from '../tensor/tensor.js';
 
 /** The objective that the policy descends. */
 export type ObjectiveSettings =
@@ -25,7 +26,10 @@ export interface StepSettings {
   readonly instances: number;
   /** Rows of the class in each batch; 0 without prior preservation. */
   readonly priors: number;
+  /** Side in pixels of a square picture. */
   readonly resolution: number;
+  /** Standard deviation of the noise that a whole channel has in common; none without it. */
+  readonly noiseOffset?: number;
   readonly gradientAccumulationSteps: number;
   readonly gradientCheckpointing: boolean;
   readonly maxGradNorm: number;
@@ -51,14 +55,21 @@ const accumulatedName = (parameter: string): string => `accumulated.${parameter}
  * Builds the training step of a personalisation.
  *
  * Fed at each micro step, with B = instances + priors rows: the posterior of the clean latents (`latents.mean`, `latents.logvar`, as the autoencoder gives them) and
- * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process, and the condition: what `model.condition` asks for, or, when
- * the text encoders learn too, the tokens in place of the embedding. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic, the averages.
+ * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process (with an offset also `noise.offset` [B, C, 1, 1], standard
+ * normal), and the condition: what `model.condition` asks for, or, when the text encoders learn too, the tokens in place of the embedding. Taken from the state and
+ * updated in it: the low-rank factors, the optimiser's moments, the critic, the averages.
+ *
+ * @param size of the batch's pictures, a square of the resolution by default. Steps for several sizes share one state.
  */
-export function buildStep(model: StableDiffusion, settings: StepSettings): StepGraphs {
+export function buildStep(
+  model: StableDiffusion,
+  settings: StepSettings,
+  size: PictureSize = squareOf(settings.resolution),
+): StepGraphs {
   const { lora, gradientAccumulationSteps: parts } = settings;
   const graph = new Graph('training_step');
   const rows = settings.instances + settings.priors;
-  const shape = [rows, ...model.latentShape(settings.resolution)];
+  const shape = [rows, ...model.latentShape(size.width, size.height)];
   const { schedule } = model.scheduler;
 
   const deviation = exp(mul(graph.input('latents.logvar', 'float32', shape), 0.5));
@@ -67,7 +78,7 @@ export function buildStep(model: StableDiffusion, settings: StepSettings): StepG
     mul(deviation, graph.input('latents.noise', 'float32', shape)),
   );
   const clean = mul(drawn, model.vaeConfig.scalingFactor);
-  const noise = graph.input('noise', 'float32', shape);
+  const noise = offsetNoise(graph.input('noise', 'float32', shape), settings.noiseOffset);
   const timesteps = graph.input('timesteps', 'int64', [rows]);
   const text = lora.textEncoder ? model.textEncoder(graph, rows, lora) : undefined;
   const condition = model.condition(graph, rows, text?.result);
@@ -91,7 +102,12 @@ export function buildStep(model: StableDiffusion, settings: StepSettings): StepG
     target: predictionTarget(schedule.predictionType, clean, noise, c),
   };
   const parameters = [...denoiser.factors.values(), ...(text?.factors.values() ?? [])];
-  const { loss, criticLoss, metrics, critic } = buildObjective(graph, batch, settings);
+  const { loss, criticLoss, metrics, critic } = buildObjective(
+    graph,
+    batch,
+    settings,
+    model.latentShape(settings.resolution),
+  );
   const named = { ...metrics, ...(criticLoss ? { criticLoss } : {}) };
   graph.output('loss', loss);
   for (const [name, value] of Object.entries(named)) graph.output(name, value);
@@ -118,16 +134,27 @@ export function buildStep(model: StableDiffusion, settings: StepSettings): StepG
   return { micro: graph, apply, metrics: Object.keys(named) };
 }
 
+/**
+ * Noise with a common part in each channel, from which a model learns to draw pictures that are dark or bright as a whole ("Diffusion with Offset Noise",
+ * crosslabs.org, 2023): noise + offset * z, with z [B, C, 1, 1] standard normal.
+ */
+function offsetNoise(noise: Value, offset = 0): Value {
+  if (offset === 0) return noise;
+  const [b, c] = noise.shape;
+  return add(noise, mul(noise.graph.input('noise.offset', 'float32', [b!, c!, 1, 1]), offset));
+}
+
 function buildObjective(
   graph: Graph,
   batch: Batch,
   { objective, priorLossWeight }: StepSettings,
+  square: Shape,
 ): Objective & { critic?: Critic } {
   if (objective.method === 'dreambooth') {
     const { snrGamma } = objective;
     return dreambooth(batch, { priorLossWeight, ...(snrGamma === undefined ? {} : { snrGamma }) });
   }
-  const critic = new Critic(graph, batch.clean.shape);
+  const critic = new Critic(graph, [1, ...square]);
   return { ...dpgLookForward(batch, critic, { priorLossWeight, gamma: objective.gamma }), critic };
 }
 

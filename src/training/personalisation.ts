@@ -1,4 +1,5 @@
 import { Critic } from '../algorithms/critic.js';
+import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, DivergedError, RunError } from '../errors.js';
 import { initialParameters } from '../nn/initialize.js';
@@ -11,6 +12,7 @@ import type { DType } from '../tensor/dtype.js';
 import { Random } from '../tensor/random.js';
 import { batchRows } from '../tensor/rows.js';
 import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
+import { type Pick, picksOf, turnOf } from './batch-order.js';
 import type { TrainingListener } from './events.js';
 import type { LatentCache } from './latent-cache.js';
 import { accumulatorState, buildStep, criticOptimizer, type StepSettings } from './personalisation-step.js';
@@ -36,7 +38,13 @@ export interface PersonalisationInputs {
   readonly model: StableDiffusion;
   readonly engine: Engine;
   readonly run: RunFolder;
-  readonly instances: { readonly latents: LatentCache; readonly text: RowText };
+  /** Photographs, with the text and the size that each is brought to; a square of the resolution without sizes. */
+  readonly instances: {
+    readonly latents: LatentCache;
+    readonly texts: readonly RowText[];
+    readonly sizes?: readonly PictureSize[];
+  };
+  /** They are brought to the size of the photographs that they are beside. */
   readonly priors?: { readonly latents: LatentCache; readonly text: RowText };
   /** Stands for the class pictures: a resumed run must have the same ones. */
   readonly priorDigest: string;
@@ -46,10 +54,12 @@ export interface PersonalisationInputs {
 
 /** A run that is set up: its state is restored or fresh, its graphs are compiled, no step is taken yet. */
 export class Personalisation {
+  readonly #programs = new Map<string, Promise<Program>>();
+
   private constructor(
     private readonly inputs: PersonalisationInputs,
     private readonly settings: PersonalisationSettings,
-    private readonly micro: Program,
+    private readonly buckets: readonly Bucket[],
     private readonly apply: Program | undefined,
     private readonly metrics: readonly string[],
     /** The low-rank factors' names. */
@@ -66,7 +76,8 @@ export class Personalisation {
     settings: PersonalisationSettings,
   ): Promise<Personalisation> {
     const { model, engine, run } = inputs;
-    const graphs = buildStep(model, settings);
+    const buckets = bucketsOf(inputs.instances, settings.resolution);
+    const graphs = buildStep(model, settings, buckets[0]!.size);
     const specs = model.loraSpecs(settings.lora);
     const factors = initialParameters(specs, new Random(settings.seed, 'lora'));
     const shapes = specs.map((s) => ({ name: s.input, shape: s.shape }));
@@ -90,12 +101,11 @@ export class Personalisation {
       }
     }
     const state = await engine.state(restored?.tensors ?? initial);
-    const micro = await engine.compile(graphs.micro);
     const apply = graphs.apply && (await engine.compile(graphs.apply));
-    return new Personalisation(
+    const personalisation = new Personalisation(
       inputs,
       settings,
-      micro,
+      buckets,
       apply,
       graphs.metrics,
       shapes.map((s) => s.name),
@@ -103,6 +113,10 @@ export class Personalisation {
       restored?.step ?? 0,
       shapes.reduce((n, s) => n + elementCount(s.shape), 0),
     );
+    // What cannot be compiled is told before a step is announced; the other buckets' programs are made when their turn comes.
+    const { bucket } = personalisation.#turn(personalisation.fromStep * settings.gradientAccumulationSteps);
+    await personalisation.#program(bucket);
+    return personalisation;
   }
 
   /**
@@ -156,7 +170,7 @@ export class Personalisation {
   }
 
   async release(): Promise<void> {
-    await this.micro.release();
+    for (const program of this.#programs.values()) await (await program).release();
     await this.apply?.release();
     await this.state.release();
   }
@@ -191,8 +205,11 @@ export class Personalisation {
     const sums = new Map<string, number>();
     let gradientNorm = Number.NaN;
     for (let part = 0; part < parts; part++) {
-      const feeds = await this.#batch((step - 1) * parts + part);
-      const outputs = await this.micro.run(
+      const index = (step - 1) * parts + part;
+      const turn = this.#turn(index);
+      const feeds = await this.#batch(index, turn);
+      const program = await this.#program(turn.bucket);
+      const outputs = await program.run(
         { ...feeds, ...criticFeeds, ...(this.apply ? {} : updateFeeds) },
         this.state,
       );
@@ -221,21 +238,54 @@ export class Personalisation {
     );
   }
 
+  #turn(index: number): { readonly bucket: Bucket; readonly number: number; readonly use: number } {
+    const counts = this.buckets.map(({ pictures }) => pictures.length);
+    const { bucket, use } = turnOf(this.settings.seed, counts, index);
+    return { bucket: this.buckets[bucket]!, number: bucket, use };
+  }
+
+  /** The step for a bucket's size; compiled when it is first needed, since each has its own copy of the weights. */
+  #program({ size }: Bucket): Promise<Program> {
+    const key = sizeName(size);
+    let program = this.#programs.get(key);
+    if (!program) {
+      const { model, engine } = this.inputs;
+      program = engine.compile(buildStep(model, this.settings, size).micro);
+      this.#programs.set(key, program);
+    }
+    return program;
+  }
+
   /** What to feed at micro step `index`, counted from 0 over the whole run. */
-  async #batch(index: number): Promise<Record<string, Tensor>> {
+  async #batch(
+    index: number,
+    { bucket, number, use }: { readonly bucket: Bucket; readonly number: number; readonly use: number },
+  ): Promise<Record<string, Tensor>> {
     const { model, instances, priors } = this.inputs;
     const { settings } = this;
-    const random = new Random(settings.seed, 'step', index);
-    const rows = [
-      ...(await this.#rows('instance', instances, settings.instances, index)),
-      ...(priors ? await this.#rows('prior', priors, settings.priors, index) : []),
-    ];
-    const shape = [rows.length, ...model.latentShape(settings.resolution)];
+    const { seed } = settings;
+    const random = new Random(seed, 'step', index);
+    const rowsOf = (latents: LatentCache, stream: readonly (string | number)[], picks: readonly Pick[]) =>
+      Promise.all(
+        picks.map(({ picture, position }) =>
+          latents.moments(picture, bucket.size, new Random(seed, 'view', ...stream, position)),
+        ),
+      );
+    const own = picksOf(seed, ['instance', number], bucket.pictures, settings.instances, use);
+    const rows = await rowsOf(instances.latents, ['instance', number], own);
+    const texts = own.map(({ picture }) => instances.texts[picture]!);
+    if (priors) {
+      const all = Array.from({ length: priors.latents.count }, (_, i) => i);
+      const picks = picksOf(seed, ['prior'], all, settings.priors, index);
+      rows.push(...(await rowsOf(priors.latents, ['prior'], picks)));
+      texts.push(...picks.map(() => priors.text));
+    }
+    const shape = [rows.length, ...model.latentShape(bucket.size.width, bucket.size.height)];
     const timesteps = rows.map(() => random.int(model.scheduler.schedule.steps));
     return {
       ...batchRows<DType>(
-        rows.map(({ text, size }) => ({
-          ...(settings.lora.textEncoder ? text.tokens : text.embedding),
+        rows.map(({ size }, r) => ({
+          ...(settings.lora.textEncoder ? texts[r]!.tokens : texts[r]!.embedding),
           ...model.sizeFeeds(size),
         })),
       ),
@@ -249,25 +299,30 @@ export class Personalisation {
       ),
       'latents.noise': random.derive('posterior').normals(shape),
       noise: random.derive('noise').normals(shape),
+      ...(settings.noiseOffset
+        ? { 'noise.offset': random.derive('offset').normals([rows.length, shape[1]!, 1, 1]) }
+        : {}),
       timesteps: int64([rows.length], timesteps),
     };
   }
+}
 
-  /** The pictures of a micro step: every picture once in a random order, then again in another one. */
-  async #rows(kind: string, source: { latents: LatentCache; text: RowText }, count: number, index: number) {
-    const { latents, text } = source;
-    const { seed } = this.settings;
-    return Promise.all(
-      Array.from({ length: count }, async (_, i) => {
-        const position = index * count + i;
-        const epoch = Math.floor(position / latents.count);
-        const order = new Random(seed, 'order', kind, epoch).permutation(latents.count);
-        const picture = order[position % latents.count]!;
-        const moments = await latents.moments(picture, new Random(seed, 'view', kind, position));
-        return { ...moments, text };
-      }),
-    );
+/** Pictures that are brought to one size, by their numbers. */
+interface Bucket {
+  readonly size: PictureSize;
+  readonly pictures: readonly number[];
+}
+
+/** The photographs by size, in the order in which the sizes first come. */
+function bucketsOf({ latents, sizes }: PersonalisationInputs['instances'], resolution: number): Bucket[] {
+  const buckets = new Map<string, { size: PictureSize; pictures: number[] }>();
+  for (let picture = 0; picture < latents.count; picture++) {
+    const size = sizes?.[picture] ?? squareOf(resolution);
+    const bucket = buckets.get(sizeName(size));
+    if (bucket) bucket.pictures.push(picture);
+    else buckets.set(sizeName(size), { size, pictures: [picture] });
   }
+  return [...buckets.values()];
 }
 
 type StepRecord = {

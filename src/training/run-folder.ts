@@ -28,6 +28,7 @@ export const runFiles = {
   samples: 'samples',
   checkpoints: 'checkpoints',
   classImages: 'class_images',
+  latents: 'latents',
   lora: peftFileName,
   kohyaLora: kohyaFileName,
   report: 'report.html',
@@ -41,6 +42,8 @@ export interface OpenRunOptions {
   readonly checkpointsTotalLimit?: number;
   /** Settings (dotted paths) that a resumed run may change, such as the number of steps. `config.json` then takes the new values. */
   readonly adjustable?: readonly string[];
+  /** What the run is made by: versions, threads. Kept in `config.json`; a resumed run with other ones is warned that its bytes will differ. */
+  readonly environment?: RunConfig;
 }
 
 const FORMAT = 'portrayal-run/1';
@@ -89,7 +92,7 @@ export class RunFolder {
     await removeUnfinishedCheckpoints(checkpointFolder);
 
     const before = await readConfig(path);
-    if (before !== undefined) refuseOtherRun(path, before, config, options.adjustable ?? []);
+    if (before !== undefined) refuseOtherRun(path, before.config, config, options.adjustable ?? []);
     const checkpoints = await listCheckpoints(checkpointFolder);
     const chosen = chooseCheckpoint(path, checkpoints, resumeFromCheckpoint);
     const restored = chosen && (await readCheckpoint(chosen.path));
@@ -104,11 +107,19 @@ export class RunFolder {
         `${path}: going back to step ${restored?.step ?? 0}; the later checkpoints (${later.map((c) => basename(c.path)).join(', ')}) are removed and will be made again.`,
       );
     }
+    const environment = options.environment ?? {};
+    const elsewhere =
+      restored && before ? differingSettings(objectIn(before.config.environment), environment) : [];
+    if (elsewhere.length > 0) {
+      warnings.push(
+        `${path}: the steps so far were made with ${elsewhere.map(({ key, was, is }) => `${key} ${was} (now ${is})`).join(', ')}. The run goes on, but it will not end in the very same bytes as one that was never stopped.`,
+      );
+    }
     // Newest first: a kill in between must not leave a gap below a checkpoint.
     for (const entry of later.reverse()) await removeCheckpoint(entry);
     await removeLaterSamples(join(path, runFiles.samples), restored?.step ?? 0);
 
-    const text = `${JSON.stringify({ format: FORMAT, ...config }, null, 2)}\n`;
+    const text = `${JSON.stringify({ format: FORMAT, ...config, ...(options.environment ? { environment } : {}) }, null, 2)}\n`;
     if (before?.text !== text) await writeFileAtomic(join(path, runFiles.config), text);
     // Only now: a folder without settings must hold nothing else of a run, or it could not be told from a stranger's.
     await mkdir(checkpointFolder, { recursive: true });
@@ -206,6 +217,10 @@ async function readConfig(path: string): Promise<{ config: RunConfig; text: stri
   return { config, text };
 }
 
+function objectIn(value: Json | undefined): RunConfig {
+  return isObject(value) ? value : {};
+}
+
 function parseObject(text: string): RunConfig | undefined {
   try {
     const value = JSON.parse(text) as Json;
@@ -240,11 +255,11 @@ async function refuseForeignFolder(path: string): Promise<void> {
 
 function refuseOtherRun(
   path: string,
-  before: { readonly config: RunConfig },
+  { environment: _, ...before }: RunConfig,
   config: RunConfig,
   adjustable: readonly string[],
 ): void {
-  const differences = differingSettings(before.config, config).filter(({ key }) => !adjustable.includes(key));
+  const differences = differingSettings(before, config).filter(({ key }) => !adjustable.includes(key));
   if (differences.length === 0) return;
   const shown = differences.slice(0, 6).map(({ key, was, is }) => `${key} (there ${was}, now ${is})`);
   const more = differences.length > 6 ? ` and ${differences.length - 6} more` : '';

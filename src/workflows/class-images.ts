@@ -1,19 +1,20 @@
 import { mkdir, readdir, readFile } from 'node:fs/promises';
-import { extname, join, resolve } from 'node:path';
+import { extname, join } from 'node:path';
 import { readableExtensions } from '../data/image-format.js';
 import { encodePng } from '../data/image-grid.js';
 import { type ReferenceImages, readReferenceImages } from '../data/reference-images.js';
 import type { State } from '../engine/engine.js';
 import { InputError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import type { Json } from '../formats/json-config.js';
 import type { TextToImage } from '../pretrained/text-to-image.js';
 import type { TrainingListener } from '../training/events.js';
 
 export interface ClassImageOptions {
   /** Where they are kept; pictures that are there already are used. */
   readonly folder: string;
-  /** The model that draws them, and what it draws. */
-  readonly model: string;
+  /** The model that draws them, by the digests of its weights, and what it draws. */
+  readonly model: Json;
   readonly prompt: string;
   readonly count: number;
   readonly seed: number;
@@ -75,7 +76,7 @@ export async function classImages(drawer: TextToImage, options: ClassImageOption
 async function describe(options: ClassImageOptions): Promise<void> {
   const { folder, model, prompt, seed, steps, guidanceScale, resolution } = options;
   const path = join(folder, DESCRIPTION);
-  const text = `${JSON.stringify({ model: resolve(model), prompt, seed, steps, guidanceScale, resolution }, null, 2)}\n`;
+  const text = `${JSON.stringify({ model, prompt, seed, steps, guidanceScale, resolution }, null, 2)}\n`;
   const before = await readFile(path, 'utf8').catch(() => undefined);
   if (before === text) return;
   if (before !== undefined) {

@@ -26,6 +26,20 @@ export interface PersonaliseSettings {
   /** Always the middle square; otherwise a random one at each use. */
   readonly centerCrop: boolean;
   readonly randomFlip: boolean;
+  /** Take the captions beside the pictures as their instance prompts. */
+  readonly captions: boolean;
+  /** Let pictures keep about their aspect, in batches of one shape, instead of cutting squares. */
+  readonly enableBucket: boolean;
+  /** The shortest side of a bucket in pixels; half the resolution by default. */
+  readonly minBucketReso: number | undefined;
+  /** The longest side of a bucket in pixels; twice the resolution by default. */
+  readonly maxBucketReso: number | undefined;
+  /** Sides of buckets are multiples of this; the least that the model takes by default. */
+  readonly bucketResoSteps: number | undefined;
+  /** Keep latents on the disk, so that a resumed run need not encode again. */
+  readonly cacheLatentsToDisk: boolean;
+  /** Standard deviation of the noise that a whole channel has in common. */
+  readonly noiseOffset: number;
   readonly seed: number;
   readonly adamBeta1: number;
   readonly adamBeta2: number;
@@ -68,6 +82,13 @@ export const personaliseDefaults: PersonaliseSettings = {
   resolution: undefined,
   centerCrop: true,
   randomFlip: false,
+  captions: true,
+  enableBucket: false,
+  minBucketReso: undefined,
+  maxBucketReso: undefined,
+  bucketResoSteps: undefined,
+  cacheLatentsToDisk: true,
+  noiseOffset: 0,
   seed: 23,
   adamBeta1: 0.9,
   adamBeta2: 0.999,
@@ -170,6 +191,9 @@ const ranges: readonly Range[] = [
       'checkpointsTotalLimit',
       'numValidationImages',
       'samplingSteps',
+      'minBucketReso',
+      'maxBucketReso',
+      'bucketResoSteps',
     ],
     expected: 'a whole number of at least 1',
     holds: (v) => Number.isInteger(v) && v >= 1,
@@ -185,7 +209,7 @@ const ranges: readonly Range[] = [
     holds: (v) => Number.isFinite(v) && v > 0,
   },
   {
-    keys: ['priorLossWeight', 'adamWeightDecay', 'criticLearningRate', 'guidanceScale'],
+    keys: ['priorLossWeight', 'adamWeightDecay', 'criticLearningRate', 'guidanceScale', 'noiseOffset'],
     expected: 'a number of at least 0',
     holds: (v) => Number.isFinite(v) && v >= 0,
   },
@@ -207,6 +231,14 @@ function checkRanges(settings: PersonaliseSettings): void {
         throw new UsageError(`${flag(key)} ${value}: expected ${expected}.`);
       }
     }
+  }
+  const bucketing = (['minBucketReso', 'maxBucketReso', 'bucketResoSteps'] as const).find(
+    (key) => settings[key] !== undefined,
+  );
+  if (!settings.enableBucket && bucketing !== undefined) {
+    throw new UsageError(
+      `${flag(bucketing)} is about buckets of one shape: add --enable-bucket, or leave it out.`,
+    );
   }
   if (settings.method === 'dpg' && settings.snrGamma !== undefined) {
     throw new UsageError(

@@ -1,12 +1,25 @@
 import { createHash } from 'node:crypto';
 import { access } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import {
+  type BucketSettings,
+  bucketSizes,
+  nearestBucket,
+  type PictureSize,
+  squareOf,
+} from '../data/aspect-buckets.js';
 import type { RgbImage } from '../data/image-grid.js';
-import { mentionsSubject, readSubjectPrompt, type SubjectPrompt, scenePrompts } from '../data/prompts.js';
+import {
+  captionPrompt,
+  mentionsSubject,
+  readSubjectPrompt,
+  type SubjectPrompt,
+  scenePrompts,
+} from '../data/prompts.js';
 import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
 import type { Device } from '../engine/device.js';
 import type { Engine, State } from '../engine/engine.js';
-import { CancelledError } from '../errors.js';
+import { CancelledError, UsageError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
 import { adamw } from '../optim/adamw.js';
 import type { PredictionType } from '../pretrained/architectures.js';
@@ -17,10 +30,12 @@ import { TextToImage } from '../pretrained/text-to-image.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
 import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
-import { Personalisation, type PersonalisationSettings } from '../training/personalisation.js';
+import { LatentStore } from '../training/latent-store.js';
+import { Personalisation, type PersonalisationSettings, type RowText } from '../training/personalisation.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
 import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
+import { readEnvironment } from './environment.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
 import { readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
@@ -41,6 +56,8 @@ export interface PersonaliseOptions extends Partial<PersonaliseSettings> {
   readonly output: string;
   /** Where class pictures are kept; inside the run folder by default. */
   readonly classDataDir?: string;
+  /** Where latents are kept; inside the run folder by default. Runs may share a folder. */
+  readonly latentCacheDir?: string;
   readonly preset?: PresetName;
   /** "latest", or a checkpoint of this run. */
   readonly resumeFromCheckpoint?: string;
@@ -82,12 +99,23 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const model = await StableDiffusion.open(modelPath, { ...(predictionType && { predictionType }) });
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
-  const references = await readReferenceImages(options.images, { resolution });
+  const cutTo = cutting(model, settings, resolution);
+  const references = await readReferenceImages(options.images, {
+    resolution,
+    captions: settings.captions,
+    cutTo,
+  });
+  const instancePrompts = references.images.map(({ caption }) =>
+    caption ? captionPrompt(caption, subject) : subject.instancePrompt,
+  );
+  const sizes = references.images.map(cutTo);
+  const digests = await model.digests();
+  const environment = readEnvironment(options);
   const prompts = settings.validationPrompts ?? [subject.instancePrompt, ...scenePrompts(subject)];
   const warnings = [
     ...references.warnings,
     ...withoutToken(prompts, subject),
-    ...truncations(model, [subject.instancePrompt, subject.classPrompt, ...prompts]),
+    ...truncations(model, [...instancePrompts, subject.classPrompt, ...prompts]),
   ];
 
   const lora: LoraSettings = {
@@ -97,8 +125,12 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   };
   return Cleanup.after(async (cleanup) => {
     const run = await RunFolder.open(options.output, {
-      config: runConfig(modelPath, predictionType, subject, resolution, settings, references.images),
+      config: {
+        ...runConfig(modelPath, predictionType, digests, subject, resolution, settings, references.images),
+        ...(references.images.some(({ caption }) => caption) ? { captions: instancePrompts } : {}),
+      },
       adjustable: adjustableSettings,
+      environment: { ...environment },
       ...(options.resumeFromCheckpoint === undefined
         ? {}
         : { resumeFromCheckpoint: options.resumeFromCheckpoint }),
@@ -130,7 +162,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
 
     // What the base model draws comes first, and its programs go before training starts: a step needs the memory.
     const beforePath = join(run.path, runFiles.samples, 'step-000000.png');
-    const { priors, text } = await Cleanup.after(async (drawn) => {
+    const { priors, texts } = await Cleanup.after(async (drawn) => {
       const drawer = drawn.release(await TextToImage.create(model, engine, { resolution, lora }));
       const base = drawn.release(
         await engine.state(
@@ -141,7 +173,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         ? await drawing(
             classImages(drawer, {
               folder: options.classDataDir ?? join(run.path, runFiles.classImages),
-              model: modelPath,
+              model: digests,
               prompt: subject.classPrompt,
               count: settings.numClassImages,
               seed: settings.seed,
@@ -164,14 +196,34 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         embedding: await drawer.embed(prompt, base),
         tokens: model.tokenize(prompt).tokens,
       });
+      const known = new Map<string, RowText>();
+      for (const prompt of new Set([...instancePrompts, subject.classPrompt])) {
+        known.set(prompt, await read(prompt));
+      }
       return {
         priors: pictures?.images,
-        text: { instance: await read(subject.instancePrompt), class: await read(subject.classPrompt) },
+        texts: {
+          instances: instancePrompts.map((p) => known.get(p)!),
+          class: known.get(subject.classPrompt)!,
+        },
       };
     });
 
-    const encoder = cleanup.release(await LatentEncoder.create(model, engine, resolution));
-    const view = { randomCrop: !settings.centerCrop, randomFlip: settings.randomFlip };
+    const encoder = cleanup.release(new LatentEncoder(model, engine));
+    const { onnxruntime, sharp, device, threads } = environment;
+    const store =
+      settings.cacheLatentsToDisk && settings.centerCrop
+        ? await LatentStore.open(
+            options.latentCacheDir ?? join(run.path, runFiles.latents),
+            { vae: digests.vae!, onnxruntime, sharp, device, threads },
+            ({ width, height }) => model.latentShape(width, height),
+          )
+        : undefined;
+    const view = {
+      randomCrop: !settings.centerCrop,
+      randomFlip: settings.randomFlip,
+      ...(store ? { store } : {}),
+    };
     const instanceLatents = new LatentCache(encoder, references.images, view);
     const priorLatents = priors && new LatentCache(encoder, priors, view);
     const personalisation = cleanup.release(
@@ -180,8 +232,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           model,
           engine,
           run,
-          instances: { latents: instanceLatents, text: text.instance },
-          ...(priorLatents ? { priors: { latents: priorLatents, text: text.class } } : {}),
+          instances: { latents: instanceLatents, texts: texts.instances, sizes },
+          ...(priorLatents ? { priors: { latents: priorLatents, text: texts.class } } : {}),
           priorDigest: priors ? pixelDigests(priors).join(' ') : '',
           ...(onEvent ? { onEvent } : {}),
           ...(signal ? { signal } : {}),
@@ -220,6 +272,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       model: modelPath,
       resolution,
       references: references.images,
+      environment,
       samples: prompts.map((prompt, p) => ({ prompt, before: before[p]!, after: after[p]! })),
       trainableParameters: personalisation.trainableParameters,
       seconds,
@@ -236,7 +289,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   });
 }
 
-/** Settings that a resumed run may change: what one would turn after a run went astray, or to go on longer. */
+/** What a resumed run may change: what one would turn after a run went astray, or to go on longer; the model's place, as its digests tell which one it is. */
 const adjustableSettings = [
   'learningRate',
   'lrScheduler',
@@ -245,7 +298,10 @@ const adjustableSettings = [
   'maxGradNorm',
   'steps',
   'checkpointingSteps',
-].map((key) => `settings.${key}`);
+  'cacheLatentsToDisk',
+]
+  .map((key) => `settings.${key}`)
+  .concat('model');
 
 /** Pictures that are being drawn when the user stops have no state of their own to save; what is drawn already is kept. */
 function drawing<T>(work: Promise<T>): Promise<T> {
@@ -268,6 +324,7 @@ function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
     classPrompt: _class,
     output: _output,
     classDataDir: _classData,
+    latentCacheDir: _latentCache,
     preset: _preset,
     resumeFromCheckpoint: _resume,
     threads: _threads,
@@ -278,6 +335,29 @@ function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
     ...settings
   } = options;
   return settings;
+}
+
+/** What size a photograph is brought to: a square, or the bucket that is nearest to its aspect. @throws UsageError for buckets that the model cannot take. */
+function cutting(
+  model: StableDiffusion,
+  settings: PersonaliseSettings,
+  resolution: number,
+): (picture: PictureSize) => PictureSize {
+  if (!settings.enableBucket) return () => squareOf(resolution);
+  const step = settings.bucketResoSteps ?? model.granularity;
+  if (step % model.granularity !== 0) {
+    throw new UsageError(
+      `--bucket-reso-steps ${step}: this model takes multiples of ${model.granularity} pixels.`,
+    );
+  }
+  const buckets: BucketSettings = {
+    resolution,
+    shortest: settings.minBucketReso ?? resolution / 2,
+    longest: settings.maxBucketReso ?? resolution * 2,
+    step,
+  };
+  const sizes = bucketSizes(buckets);
+  return (picture) => nearestBucket(sizes, picture);
 }
 
 function stepSettings(
@@ -296,6 +376,7 @@ function stepSettings(
     instances: settings.trainBatchSize,
     priors: settings.withPriorPreservation ? settings.trainBatchSize : 0,
     resolution,
+    ...(settings.noiseOffset > 0 ? { noiseOffset: settings.noiseOffset } : {}),
     gradientAccumulationSteps: settings.gradientAccumulationSteps,
     gradientCheckpointing: settings.gradientCheckpointing,
     maxGradNorm: settings.maxGradNorm,
@@ -320,6 +401,7 @@ function stepSettings(
 function runConfig(
   modelPath: string,
   predictionType: PredictionType | undefined,
+  digests: Readonly<Record<string, string>>,
   subject: SubjectPrompt,
   resolution: number,
   settings: PersonaliseSettings,
@@ -329,6 +411,7 @@ function runConfig(
   return {
     model: resolve(modelPath),
     ...(predictionType && { predictionType }),
+    modelDigests: digests,
     instancePrompt: subject.instancePrompt,
     classPrompt: subject.classPrompt,
     images: pixelDigests(images),

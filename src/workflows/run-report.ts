@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   composeGrid,
@@ -15,6 +14,7 @@ import { chartsFromMetrics, type ReportImage, renderReport } from '../evaluation
 import { formatDuration } from '../training/duration.js';
 import { readMetrics } from '../training/metrics-log.js';
 import { type RunFolder, runFiles } from '../training/run-folder.js';
+import { type Environment, packageVersion } from './environment.js';
 import type { PersonaliseSettings } from './personalisation-settings.js';
 
 /** Longer side of a reference picture on the page, in pixels. */
@@ -38,6 +38,7 @@ export interface RunReportInputs {
   readonly trainableParameters: number;
   /** Since the process that finishes the run was started: a resumed run has taken longer. */
   readonly seconds: number;
+  readonly environment: Environment;
   readonly notes: readonly string[];
 }
 
@@ -93,7 +94,6 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
   const seconds = timings.map((t) => Number(t.seconds)).sort((a, b) => a - b);
   // The log keeps one line a step through every stop and resume.
   const training = seconds.reduce((sum, step) => sum + step, 0);
-  const version = await packageVersion();
   const name = `${subject.token} ${subject.className}`;
   const comparisons = await Promise.all(
     samples.map(async ({ prompt, before, after }) => ({
@@ -150,6 +150,13 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
             .map(([key, value]): [string, string] => [words(key), String(value)]),
         ],
       },
+      {
+        title: 'Made by',
+        rows: Object.entries(inputs.environment).map(([key, value]): [string, string] => [
+          key,
+          String(value),
+        ]),
+      },
     ],
     timing: [
       ['training steps', formatDuration(training)],
@@ -157,7 +164,7 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
       ['since the last start, with loading and drawing', formatDuration(inputs.seconds)],
     ],
     notes: inputs.notes,
-    producer: `portrayal ${version}`,
+    producer: `portrayal ${packageVersion()}`,
   });
   return run.write(runFiles.report, html);
 }
@@ -168,8 +175,3 @@ function quoted(text: string): string {
 }
 
 const words = (key: string): string => key.replace(/[A-Z0-9]+/g, (c) => ` ${c.toLowerCase()}`);
-
-async function packageVersion(): Promise<string> {
-  const text = await readFile(new URL('../../../package.json', import.meta.url), 'utf8');
-  return (JSON.parse(text) as { version: string }).version;
-}

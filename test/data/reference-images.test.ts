@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { crc32, deflateSync } from 'node:zlib';
 import sharp, { type Sharp } from 'sharp';
+import { squareOf } from '../../src/data/aspect-buckets.js';
 import { prepareImage, readReferenceImages } from '../../src/data/reference-images.js';
 import { InputError } from '../../src/errors.js';
 import { Random } from '../../src/tensor/random.js';
@@ -327,9 +328,9 @@ test('a file without read permission is named', async () => {
 test('prepared at its own size, a square picture is the same numbers in [-1, 1], plane by plane', async () => {
   const pixels = pattern(48, 48);
   const image = { path: 'x', width: 48, height: 48, originalSize: [48, 48], pixels } as const;
-  const { shape, data } = (await prepareImage(image, { resolution: 48 })).pixels;
+  const { shape, data } = (await prepareImage(image, { size: squareOf(48) })).pixels;
   assert.deepEqual(shape, [3, 48, 48]);
-  const flipped = (await prepareImage(image, { resolution: 48, flip: true })).pixels.data;
+  const flipped = (await prepareImage(image, { size: squareOf(48), flip: true })).pixels.data;
   for (let y = 0; y < 48; y++) {
     for (let x = 0; x < 48; x++) {
       for (let c = 0; c < 3; c++) {
@@ -349,7 +350,7 @@ test('the centre crop is the middle; a random crop is a square of the picture an
   );
   const image = { path: 'x', width, height, originalSize: [400, 960], pixels } as const;
   const left = async (crop: 'center' | Random) => {
-    const { pixels, size } = await prepareImage(image, { resolution: 40, crop });
+    const { pixels, size } = await prepareImage(image, { size: squareOf(40), crop });
     const first = Math.round((pixels.data[0]! + 1) * 127.5) / 2;
     const last = Math.round((pixels.data[39]! + 1) * 127.5) / 2;
     assert.equal(last - first, 39);
@@ -374,7 +375,7 @@ test('scaling keeps flat areas flat and puts edges where they were', async () =>
   );
   for (const resolution of [40, 160]) {
     const image = { path: 'x', width, height, originalSize: [height, width], pixels } as const;
-    const { data } = (await prepareImage(image, { resolution })).pixels;
+    const { data } = (await prepareImage(image, { size: squareOf(resolution) })).pixels;
     const row = data.subarray(resolution * 20, resolution * 21);
     near([row[0]!, row[resolution / 4]!, row[(3 * resolution) / 4]!], [-1, -1, 1], 0.01);
     assert.ok(row[resolution / 2 - 1]! < 0 && row[resolution / 2]! > 0);

@@ -8,6 +8,7 @@ import { decodePng, encodePng, type RgbImage } from '../../src/data/image-grid.j
 import { readSubjectPrompt } from '../../src/data/prompts.js';
 import { RunError } from '../../src/errors.js';
 import { RunFolder } from '../../src/training/run-folder.js';
+import { readEnvironment } from '../../src/workflows/environment.js';
 import { personaliseDefaults } from '../../src/workflows/personalisation-settings.js';
 import { readSampleGrid, sampleGrid, writeRunReport } from '../../src/workflows/run-report.js';
 import { temporaryFolder } from '../temporary-folder.js';
@@ -83,6 +84,7 @@ async function report(
       resolution: 16,
       references: [],
       samples: [],
+      environment: readEnvironment({ threads: 1 }),
       trainableParameters: 12,
       seconds: 9,
       notes: [],
