@@ -97,10 +97,11 @@ def alphas_cumprod(config):
 
 
 class Critic(torch.nn.Module):
-    """Q_phi on the residual rho [B, 4, H, W]: one number a sample."""
+    """Q_phi on the residual rho [B, 4, H, W]: one number a sample. Other shapes than its own are averaged onto it."""
 
     def __init__(self, side):
         super().__init__()
+        self.side = side
         self.conv = torch.nn.Conv2d(4, 1, 3, padding=1)
         self.fc1 = torch.nn.Linear(side * side, 64)
         self.fc2 = torch.nn.Linear(64, 1)
@@ -110,14 +111,14 @@ class Critic(torch.nn.Module):
         self.to(DTYPE)
 
     def forward(self, rho):
-        h = F.leaky_relu(self.conv(rho), 0.01).flatten(1)
+        h = F.adaptive_avg_pool2d(F.leaky_relu(self.conv(rho), 0.01), self.side).flatten(1)
         return self.fc2(torch.relu(self.fc1(h)))[:, 0]
 
 
 class World:
     """A checkpoint, and what all runs on it are given."""
 
-    def __init__(self, name, folder, seed, longest, side):
+    def __init__(self, name, folder, seed, longest, side, sides=None):
         random.manual_seed(seed)
         self.name, self.folder = name, GOLDENS / "models" / folder
         self.scheduler = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
@@ -127,7 +128,8 @@ class World:
         self.side, self.scaling = side, vae.get("scaling_factor", 0.18215)
         self.resolution = side * 2 ** (len(vae["block_out_channels"]) - 1)
         length, width = 77, unet.config.cross_attention_dim
-        shape = (4, side, side)
+        self.sides = sides or (side, side)
+        shape = (4, *self.sides)
         # What the autoencoder says of five pictures, three of the subject and two of its class.
         self.mean = torch.randn(5, *shape, generator=random) / self.scaling
         self.logvar = torch.randn(5, *shape, generator=random) - 1
@@ -154,6 +156,8 @@ class World:
             "folder": f"models/{self.folder.name}",
             "sha256": digest,
             "resolution": self.resolution,
+            # Height and width of the pictures.
+            "sides": [n * self.resolution // self.side for n in self.sides],
             "timesteps": self.timesteps.tolist(),
         }
 
@@ -171,6 +175,7 @@ def train(
     gamma=0.9986,
     critic_learning_rate=0.01,
     max_grad_norm=1.0,
+    noise_offset=0.0,
     dtype=None,
 ):
     unet = load_unet(world.folder)
@@ -199,6 +204,9 @@ def train(
             chosen = instance + (prior if prior_weight is not None else [])
             count = len(instance)
             noise = world.noise[i, : len(chosen)].to(DTYPE)
+            # Offset noise, as diffusers' scripts have it; z is taken from the noise of two steps after.
+            offset = world.noise[(i + 2) % STEPS, : len(chosen), :, :1, :1].to(DTYPE)
+            noise = noise + noise_offset * offset
             # The draw from the autoencoder's posterior takes the noise of the step after.
             drawn = world.noise[(i + 1) % STEPS, : len(chosen)].to(DTYPE)
             mean, logvar = (m[chosen].to(DTYPE) for m in (world.mean, world.logvar))
@@ -268,6 +276,7 @@ def train(
             "method": method,
             "priorWeight": prior_weight,
             "snrGamma": snr_gamma,
+            "noiseOffset": noise_offset,
             "rank": RANK,
             "alpha": alpha,
             "textEncoderLora": text_encoder_lora,
@@ -297,7 +306,10 @@ def run_all():
     train("dpg look-forward without prior", near, "dpg", prior_weight=None, alpha=2.0)
     train("dpg look-forward, text encoder", near, "dpg", text_encoder_lora=True)
     train("dpg look-forward, v-prediction", sd2, "dpg", prior_weight=0.5)
-    return {w.name: w.record() for w in (sd1, near, sd2)}
+    wide = World("sd1 wide", "sd1-tiny", seed=41, longest=250, side=8, sides=(6, 12))
+    train("dreambooth, noise offset", sd1, "dreambooth", noise_offset=0.1)
+    train("dpg look-forward, another aspect", wide, "dpg", noise_offset=0.05)
+    return {w.name: w.record() for w in (sd1, near, sd2, wide)}
 
 
 def relative(a, b):

@@ -29,7 +29,7 @@ const optionNames: Readonly<Record<string, keyof PersonaliseOptions>> = {
 };
 
 /** Flags that are accepted for the sake of diffusers' command lines and set nothing. */
-const withoutEffect = ['mixedPrecision', 'reportTo'];
+const withoutEffect = ['mixedPrecision'];
 
 const startPersonalise: Personalise = async (options) =>
   (await import('../workflows/personalise.js')).personalise(options);
@@ -66,6 +66,11 @@ export function createTrainCommand(
     ),
     predictionTypeOption(),
     textOption('--output, --output-dir <dir>', 'Run folder to write'),
+    choiceOption(
+      '--report-to <name>',
+      `tensorboard: also write an event file for it; nothing is sent anywhere (default: ${d.reportTo})`,
+      ['none', 'tensorboard'],
+    ),
     textOption(
       '--resume-from-checkpoint <checkpoint>',
       'Go on with a stopped run: "latest", or a checkpoint of this run',
@@ -196,11 +201,14 @@ export function createTrainCommand(
       above: 0,
     }),
   ]);
-  add('Pictures before and after:', [
+  add('Validation pictures:', [
     repeatedOption(
       '--validation-prompt <text>',
       'What to draw; may be given several times (default: the subject in six scenes)',
     ),
+    wholeOption('--validation-steps <n>', 'Draw every n steps too (default: before and after only)', {
+      atLeast: 1,
+    }),
     wholeOption('--num-validation-images <n>', `Pictures a prompt (default: ${d.numValidationImages})`, {
       atLeast: 1,
     }),
@@ -212,13 +220,6 @@ export function createTrainCommand(
     ),
   ]);
   command.addOption(fixedOption('--mixed-precision <kind>', 'no', 'Training is done in 32-bit floats.'));
-  command.addOption(
-    fixedOption(
-      '--report-to <service>',
-      'none',
-      'Nothing is sent anywhere: metrics.jsonl and report.html are in the run folder.',
-    ),
-  );
   command.addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
   return command.action(async () => {
     requireFlags(command, ['instanceDataDir', 'instancePrompt', 'outputDir'], EXAMPLE);

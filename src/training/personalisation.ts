@@ -25,6 +25,8 @@ export interface PersonalisationSettings extends StepSettings {
   readonly lrWarmupSteps: number;
   readonly emaDecay: number;
   readonly checkpointingSteps: number;
+  /** Steps between validations; none without it. */
+  readonly validationSteps?: number;
   readonly seed: number;
 }
 
@@ -48,6 +50,8 @@ export interface PersonalisationInputs {
   readonly priors?: { readonly latents: LatentCache; readonly text: RowText };
   /** Stands for the class pictures: a resumed run must have the same ones. */
   readonly priorDigest: string;
+  /** Draws with the factors of a step, unless that is done already. */
+  readonly validate?: (step: number, factors: ReadonlyMap<string, Tensor>) => Promise<void>;
   readonly onEvent?: TrainingListener;
   readonly signal?: AbortSignal;
 }
@@ -129,19 +133,28 @@ export class Personalisation {
     const { run, onEvent, signal } = this.inputs;
     const { steps, checkpointingSteps } = this.settings;
     let saved = this.fromStep;
+    const stop = async (step: number): Promise<never> => {
+      if (step > saved) await this.#save(step);
+      onEvent?.({ kind: 'stopped', folder: run.path, step, steps });
+      throw new CancelledError(
+        `Stopped after step ${step} of ${steps}. Everything is saved; the same command with --resume-from-checkpoint latest goes on from there.`,
+      );
+    };
+    const validate = (step: number): Promise<void> =>
+      this.#validate(step).catch((error: unknown) => {
+        if (error instanceof CancelledError) return stop(step);
+        throw error;
+      });
+    // The last start may have been stopped while it drew.
+    await validate(this.fromStep);
     const started = performance.now();
     for (let step = this.fromStep + 1; step <= steps; step++) {
-      if (signal?.aborted) {
-        if (step - 1 > saved) await this.#save(step - 1);
-        onEvent?.({ kind: 'stopped', folder: run.path, step: step - 1, steps });
-        throw new CancelledError(
-          `Stopped after step ${step - 1} of ${steps}. Everything is saved; the same command with --resume-from-checkpoint latest goes on from there.`,
-        );
-      }
+      if (signal?.aborted) await stop(step - 1);
       const before = performance.now();
       const record = await this.#step(step);
       const now = performance.now();
       await run.metrics.append(record);
+      await run.tensorboard?.append(record);
       await run.timings.append({ step, seconds: Number(((now - before) / 1000).toFixed(4)) });
       const secondsPerStep = (now - started) / 1000 / (step - this.fromStep);
       onEvent?.({
@@ -155,6 +168,7 @@ export class Personalisation {
         secondsPerStep,
         secondsLeft: secondsPerStep * (steps - step),
       });
+      await validate(step);
       if (step % checkpointingSteps === 0 || step === steps) {
         await this.#save(step);
         saved = step;
@@ -170,9 +184,24 @@ export class Personalisation {
   }
 
   async release(): Promise<void> {
-    for (const program of this.#programs.values()) await (await program).release();
+    await this.#releasePrograms();
     await this.apply?.release();
     await this.state.release();
+  }
+
+  /** Draws in between. The step's programs make room for it: either takes much memory, and compiling again little time beside drawing. */
+  async #validate(step: number): Promise<void> {
+    const { validationSteps, steps } = this.settings;
+    const { validate } = this.inputs;
+    if (!validate || !validationSteps || step === 0 || step >= steps || step % validationSteps !== 0) return;
+    await this.#releasePrograms();
+    await validate(step, await this.factors());
+  }
+
+  async #releasePrograms(): Promise<void> {
+    const programs = [...this.#programs.values()];
+    this.#programs.clear();
+    for (const program of programs) await (await program).release();
   }
 
   async #save(step: number): Promise<void> {

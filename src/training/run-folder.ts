@@ -16,6 +16,7 @@ import {
 } from './checkpoint.js';
 import { MetricsLog } from './metrics-log.js';
 import { lockName, RunLock } from './run-lock.js';
+import { TensorboardLog } from './tensorboard-log.js';
 
 /** All settings of a run, enough to repeat it. No times and no output path: two equal runs have equal files. */
 export type RunConfig = { readonly [key: string]: Json };
@@ -29,6 +30,7 @@ export const runFiles = {
   checkpoints: 'checkpoints',
   classImages: 'class_images',
   latents: 'latents',
+  tensorboard: 'tensorboard/events.out.tfevents.0000000000.portrayal',
   lora: peftFileName,
   kohyaLora: kohyaFileName,
   report: 'report.html',
@@ -44,6 +46,8 @@ export interface OpenRunOptions {
   readonly adjustable?: readonly string[];
   /** What the run is made by: versions, threads. Kept in `config.json`; a resumed run with other ones is warned that its bytes will differ. */
   readonly environment?: RunConfig;
+  /** Write the metrics for TensorBoard too. Default false. */
+  readonly tensorboard?: boolean;
 }
 
 const FORMAT = 'portrayal-run/1';
@@ -60,6 +64,8 @@ export class RunFolder {
     readonly metrics: MetricsLog,
     /** How long things took, which no two runs share. */
     readonly timings: MetricsLog,
+    /** Metrics and pictures for TensorBoard, where they were asked for. */
+    readonly tensorboard: TensorboardLog | undefined,
     /** What the user should know about the opening. */
     readonly warnings: readonly string[],
     private readonly checkpointsTotalLimit: number,
@@ -124,14 +130,32 @@ export class RunFolder {
     // Only now: a folder without settings must hold nothing else of a run, or it could not be told from a stranger's.
     await mkdir(checkpointFolder, { recursive: true });
     await mkdir(join(path, runFiles.samples), { recursive: true });
-    const metrics = await MetricsLog.open(join(path, runFiles.metrics), restored?.step);
-    const timings = await MetricsLog.open(join(path, runFiles.timings), restored?.step).catch(
-      async (error: unknown) => {
-        await metrics.close();
-        throw error;
-      },
-    );
-    return new RunFolder(path, config, restored, metrics, timings, warnings, checkpointsTotalLimit, lock);
+    const opened: { close(): Promise<void> }[] = [];
+    const opening = async <T extends { close(): Promise<void> }>(log: Promise<T>): Promise<T> => {
+      opened.push(await log);
+      return log;
+    };
+    try {
+      const metrics = await opening(MetricsLog.open(join(path, runFiles.metrics), restored?.step));
+      const timings = await opening(MetricsLog.open(join(path, runFiles.timings), restored?.step));
+      const tensorboard = options.tensorboard
+        ? await opening(TensorboardLog.open(join(path, runFiles.tensorboard), restored?.step))
+        : undefined;
+      return new RunFolder(
+        path,
+        config,
+        restored,
+        metrics,
+        timings,
+        tensorboard,
+        warnings,
+        checkpointsTotalLimit,
+        lock,
+      );
+    } catch (error) {
+      for (const log of opened) await log.close();
+      throw error;
+    }
   }
 
   /**
@@ -144,6 +168,7 @@ export class RunFolder {
     progress: Checkpoint['progress'] = {},
   ): Promise<CheckpointEntry> {
     await this.metrics.flush();
+    await this.tensorboard?.flush();
     const folder = join(this.path, runFiles.checkpoints);
     const saved = await writeCheckpoint(folder, { step, tensors, progress });
     const all = await listCheckpoints(folder);
@@ -166,15 +191,11 @@ export class RunFolder {
 
   /** Closes the logs and lets other processes open the folder. */
   async close(): Promise<void> {
-    try {
-      await this.metrics.close();
-    } finally {
-      try {
-        await this.timings.close();
-      } finally {
-        await this.lock.release();
-      }
-    }
+    const closed = await Promise.allSettled(
+      [this.metrics, this.timings, this.tensorboard].map((log) => log?.close()),
+    );
+    await this.lock.release();
+    for (const result of closed) if (result.status === 'rejected') throw result.reason;
   }
 }
 

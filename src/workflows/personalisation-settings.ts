@@ -58,6 +58,10 @@ export interface PersonaliseSettings {
   /** What to draw before and after; scenes around the subject by default. */
   readonly validationPrompts: readonly string[] | undefined;
   readonly numValidationImages: number;
+  /** Draw every so many steps too; before and after only by default. */
+  readonly validationSteps: number | undefined;
+  /** "tensorboard": also write an event file for TensorBoard into the run folder. */
+  readonly reportTo: 'none' | 'tensorboard';
   readonly samplingSteps: number;
   readonly guidanceScale: number;
 }
@@ -104,6 +108,8 @@ export const personaliseDefaults: PersonaliseSettings = {
   checkpointsTotalLimit: undefined,
   validationPrompts: undefined,
   numValidationImages: 2,
+  validationSteps: undefined,
+  reportTo: 'none',
   samplingSteps: 30,
   guidanceScale: 7.5,
 };
@@ -157,6 +163,7 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   oneOf('preset', preset, Object.keys(presets));
   oneOf('method', settings.method, ['dpg', 'dreambooth']);
   oneOf('reward', settings.reward, ['look-forward']);
+  oneOf('report-to', settings.reportTo, ['none', 'tensorboard']);
   oneOf('lr-scheduler', settings.lrScheduler, Object.keys(schedules));
   const unknown = Object.keys(settings).filter((key) => !(key in personaliseDefaults));
   if (unknown.length > 0) {
@@ -191,6 +198,7 @@ const ranges: readonly Range[] = [
       'checkpointsTotalLimit',
       'numValidationImages',
       'samplingSteps',
+      'validationSteps',
       'minBucketReso',
       'maxBucketReso',
       'bucketResoSteps',

@@ -38,7 +38,7 @@ import { Cleanup } from './cleanup.js';
 import { readEnvironment } from './environment.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
-import { readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
+import { eventPictures, readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
 import { shippedModelPath } from './shipped.js';
 
 export interface PersonaliseOptions extends Partial<PersonaliseSettings> {
@@ -131,6 +131,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       },
       adjustable: adjustableSettings,
       environment: { ...environment },
+      tensorboard: settings.reportTo === 'tensorboard',
       ...(options.resumeFromCheckpoint === undefined
         ? {}
         : { resumeFromCheckpoint: options.resumeFromCheckpoint }),
@@ -160,8 +161,27 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       );
     };
 
+    const pathOf = (step: number): string => join(run.path, runFiles.samples, gridName(step));
+    const readPictures = (step: number) =>
+      readSampleGrid(pathOf(step), prompts.length, settings.numValidationImages);
+    /** The pictures of a step, as a grid among the samples and for TensorBoard; what is there already is not drawn again. */
+    const validate = async (step: number, name: string, drawer: () => Promise<[TextToImage, State]>) => {
+      if (!(await exists(pathOf(step)))) {
+        const grid = await sampleGrid(await draw(...(await drawer()), name));
+        await run.writeSample(gridName(step), grid);
+        onEvent?.({ kind: 'samples', step, path: pathOf(step) });
+      }
+      if (run.tensorboard && !run.tensorboard.hasPictures(step)) {
+        await run.tensorboard.appendPictures(step, await eventPictures(prompts, await readPictures(step)));
+      }
+    };
+    const drawWith =
+      (factors: ReadonlyMap<string, Tensor>, drawn: Cleanup) => async (): Promise<[TextToImage, State]> => [
+        drawn.release(await TextToImage.create(model, engine, { resolution, lora })),
+        drawn.release(await engine.state(factors)),
+      ];
+
     // What the base model draws comes first, and its programs go before training starts: a step needs the memory.
-    const beforePath = join(run.path, runFiles.samples, 'step-000000.png');
     const { priors, texts } = await Cleanup.after(async (drawn) => {
       const drawer = drawn.release(await TextToImage.create(model, engine, { resolution, lora }));
       const base = drawn.release(
@@ -187,11 +207,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           )
         : undefined;
       for (const message of pictures?.warnings ?? []) onEvent?.({ kind: 'warning', message });
-      if (!(await exists(beforePath))) {
-        const grid = await sampleGrid(await draw(drawer, base, 'drawing before'));
-        await run.writeSample('step-000000.png', grid);
-        onEvent?.({ kind: 'samples', step: 0, path: beforePath });
-      }
+      await validate(0, 'drawing before', async () => [drawer, base]);
       const read = async (prompt: string) => ({
         embedding: await drawer.embed(prompt, base),
         tokens: model.tokenize(prompt).tokens,
@@ -235,6 +251,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           instances: { latents: instanceLatents, texts: texts.instances, sizes },
           ...(priorLatents ? { priors: { latents: priorLatents, text: texts.class } } : {}),
           priorDigest: priors ? pixelDigests(priors).join(' ') : '',
+          validate: (step, factors) =>
+            Cleanup.after((drawn) => validate(step, `drawing at step ${step}`, drawWith(factors, drawn))),
           ...(onEvent ? { onEvent } : {}),
           ...(signal ? { signal } : {}),
         },
@@ -258,12 +276,9 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       loraFromFactors(factors, settings.loraAlpha),
       loraDescription(model, subject, settings, resolution),
     );
-    const drawer = cleanup.release(await TextToImage.create(model, engine, { resolution, lora }));
-    const after = await draw(drawer, cleanup.release(await engine.state(factors)), 'drawing after');
-    const name = `step-${String(settings.steps).padStart(6, '0')}.png`;
-    const afterPath = await run.writeSample(name, await sampleGrid(after));
-    onEvent?.({ kind: 'samples', step: settings.steps, path: afterPath });
-    const before = await readSampleGrid(beforePath, prompts.length, settings.numValidationImages);
+    await personalisation.release();
+    await validate(settings.steps, 'drawing after', drawWith(factors, cleanup));
+    const [before, after] = [await readPictures(0), await readPictures(settings.steps)];
     const seconds = (performance.now() - started) / 1000;
     const report = await writeRunReport({
       run,
@@ -299,6 +314,8 @@ const adjustableSettings = [
   'steps',
   'checkpointingSteps',
   'cacheLatentsToDisk',
+  'validationSteps',
+  'reportTo',
 ]
   .map((key) => `settings.${key}`)
   .concat('model');
@@ -393,6 +410,7 @@ function stepSettings(
     lrWarmupSteps: settings.lrWarmupSteps,
     emaDecay: settings.emaDecay,
     checkpointingSteps: settings.checkpointingSteps,
+    ...(settings.validationSteps === undefined ? {} : { validationSteps: settings.validationSteps }),
     seed: settings.seed,
   };
 }
@@ -471,6 +489,8 @@ function reportNotes(shipped: boolean): string[] {
   }
   return notes;
 }
+
+const gridName = (step: number): string => `step-${String(step).padStart(6, '0')}.png`;
 
 async function exists(path: string): Promise<boolean> {
   return access(path).then(

@@ -1,3 +1,4 @@
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   composeGrid,
@@ -11,6 +12,7 @@ import type { SubjectPrompt } from '../data/prompts.js';
 import type { ReferenceImage } from '../data/reference-images.js';
 import { RunError } from '../errors.js';
 import { chartsFromMetrics, type ReportImage, renderReport } from '../evaluation/report.js';
+import type { EventImage } from '../formats/tfevents.js';
 import { formatDuration } from '../training/duration.js';
 import { readMetrics } from '../training/metrics-log.js';
 import { type RunFolder, runFiles } from '../training/run-folder.js';
@@ -69,6 +71,50 @@ export async function readSampleGrid(path: string, rows: number, columns: number
   return cells;
 }
 
+/** The pictures of each prompt side by side, as TensorBoard shows them. */
+export async function eventPictures(
+  prompts: readonly string[],
+  rows: readonly (readonly RgbImage[])[],
+): Promise<Map<string, EventImage>> {
+  const pictures = new Map<string, EventImage>();
+  for (const [i, prompt] of prompts.entries()) {
+    const row = composeGrid(rows[i]!, { columns: rows[i]!.length });
+    pictures.set(prompt, { width: row.width, height: row.height, png: await encodePng(row) });
+  }
+  return pictures;
+}
+
+/** Grids on the way that the report shows: more are thinned out evenly. */
+const MOST_GRIDS = 12;
+/** Longer side of a grid on the page, in pixels. */
+const GRID_SIDE = 640;
+
+/** The sample grids in the course of the run, where there are any between before and after. */
+async function courseOf(run: RunFolder): Promise<{ step: number; image: ReportImage }[]> {
+  const folder = join(run.path, runFiles.samples);
+  const names = (await readdir(folder)).filter((name) => /^step-\d+\.png$/.test(name)).sort();
+  if (names.length <= 2) return [];
+  const shown = Math.min(MOST_GRIDS, names.length);
+  const chosen = Array.from(
+    { length: shown },
+    (_, i) => names[Math.round((i * (names.length - 1)) / (shown - 1))]!,
+  );
+  return Promise.all(
+    chosen.map(async (name) => {
+      const step = Number(name.slice(5, -4));
+      const grid = await decodePng(join(folder, name));
+      const scale = Math.min(1, GRID_SIDE / Math.max(grid.width, grid.height));
+      const image = {
+        bytes: await encodeThumbnail(grid, GRID_SIDE),
+        width: Math.round(grid.width * scale),
+        height: Math.round(grid.height * scale),
+        alt: `All prompts at step ${step}`,
+      };
+      return { step, image };
+    }),
+  );
+}
+
 async function pictureFor(image: RgbImage, alt: string): Promise<ReportImage> {
   const { width, height } = image;
   return { bytes: await encodePng(image), width, height, alt };
@@ -119,6 +165,7 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
     ],
     references: await Promise.all(references.map((r, i) => thumbnailFor(r, `Reference picture ${i + 1}`))),
     comparisons,
+    course: await courseOf(run),
     charts: chartsFromMetrics(metrics),
     usages: [
       {

@@ -14,6 +14,7 @@ import {
   buildStep,
   criticOptimizer,
   type ObjectiveSettings,
+  type StepSettings,
 } from '../../src/training/personalisation-step.js';
 import { goldenJson, goldenPath, goldenTensors, relativeError } from '../goldens.js';
 
@@ -32,6 +33,7 @@ interface Case {
   readonly method: 'dreambooth' | 'dpg';
   readonly priorWeight: number | null;
   readonly snrGamma: number | null;
+  readonly noiseOffset: number;
   readonly rank: number;
   readonly alpha: number;
   readonly textEncoderLora: boolean;
@@ -47,6 +49,8 @@ interface World {
   readonly folder: string;
   readonly sha256: string;
   readonly resolution: number;
+  /** Height and width of the pictures. */
+  readonly sides: readonly [number, number];
   readonly timesteps: number[][];
 }
 
@@ -91,6 +95,13 @@ function entry(t: Tensor, i: number, count: number): Tensor {
     { ...one, shape: rest } as Tensor,
     Array.from({ length: count }, (_, r) => r),
   );
+}
+
+/** The first value of each channel: [B, C, 1, 1]. */
+function corners(t: Tensor): Tensor {
+  const [b, c, h, w] = t.shape;
+  const values = Array.from({ length: b! * c! }, (_, i) => (t.data as Float32Array)[i * h! * w!]!);
+  return float32([b!, c!, 1, 1], values);
 }
 
 function objectiveOf(c: Case): ObjectiveSettings {
@@ -141,7 +152,8 @@ suite('training against PyTorch', () => {
     const given = (key: string): Tensor => golden.get(`${c.world}/${key}`)!;
     const lora: LoraSettings = { rank: c.rank, alpha: c.alpha, textEncoder: c.textEncoderLora };
     const optimizer = adamw();
-    const { micro, apply } = buildStep(model, {
+    const [height, width] = world.sides;
+    const settings: StepSettings = {
       objective: objectiveOf(c),
       priorLossWeight: c.priorWeight ?? 1,
       lora,
@@ -153,7 +165,9 @@ suite('training against PyTorch', () => {
       maxGradNorm: c.maxGradNorm,
       ema: false,
       optimizer,
-    });
+      noiseOffset: c.noiseOffset,
+    };
+    const { micro, apply } = buildStep(model, settings, { width, height });
     const start = named(`${c.world}/start/`);
     const factors = new Map(model.loraSpecs(lora).map(({ input }) => [input, start.get(input)!]));
     const end = named(`${c.name}/end/`);
@@ -184,6 +198,9 @@ suite('training against PyTorch', () => {
             'latents.logvar': rows(given('logvar'), pictures),
             'latents.noise': entry(given('noise'), (pass + 1) % world.timesteps.length, count),
             noise: entry(given('noise'), pass, count),
+            ...(c.noiseOffset > 0
+              ? { 'noise.offset': corners(entry(given('noise'), (pass + 2) % world.timesteps.length, count)) }
+              : {}),
             timesteps: int64([count], world.timesteps[pass]!.slice(0, count)),
             ...(c.textEncoderLora
               ? { tokens: rows(given('tokens'), captions) }

@@ -234,6 +234,22 @@ test('the order of the settings does not matter, and adjustable ones may change'
   await rejects(readRunConfig(join(path, 'samples')), RunError, /no config\.json of a run/);
 });
 
+test('another environment does not stop a resumed run, but is told', async () => {
+  const path = newPath();
+  const open = (threads: number, more = {}) =>
+    RunFolder.open(path, { config, environment: { node: '22', threads }, ...more });
+  const first = await open(2);
+  await first.saveCheckpoint(1, new Map());
+  await first.close();
+  const same = await open(2, { resumeFromCheckpoint: 'latest' });
+  assert.deepEqual(same.warnings, []);
+  await same.close();
+  const other = await open(1, { resumeFromCheckpoint: 'latest' });
+  assert.match(other.warnings.join(), /made with threads 2 \(now 1\).*not end in the very same bytes/);
+  await other.close();
+  assert.deepEqual((await readRunConfig(path)).environment, { node: '22', threads: 1 });
+});
+
 test('"latest" without a checkpoint starts from the beginning and says so', async () => {
   const path = newPath();
   const first = await RunFolder.open(path, { config, resumeFromCheckpoint: 'latest' });

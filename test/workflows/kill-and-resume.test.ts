@@ -4,9 +4,11 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { readEvents } from '../../src/formats/tfevents.js';
 import { Random } from '../../src/tensor/random.js';
+import { runFiles } from '../../src/training/run-folder.js';
 import { temporaryFolder } from '../temporary-folder.js';
-import { writePictures } from './tiny-run.js';
+import { writeExtras, writePictures } from './tiny-run.js';
 
 const KILLS = 20;
 const program = fileURLToPath(new URL('./tiny-run-process.js', import.meta.url));
@@ -29,6 +31,18 @@ function runProcess(images: string, output: string, killAfter?: number): Promise
   });
 }
 
+/** An event file without the times of day: each record's data begins with one, and its checksum ends it. */
+function withoutTimes(events: Buffer): Buffer {
+  let start = 0;
+  const kept = [...readEvents(events)].map(({ end }) => {
+    const data = events.subarray(start + 12 + 9, end - 4);
+    start = end;
+    return data;
+  });
+  assert.equal(start, events.length, 'the last event is whole');
+  return Buffer.concat(kept);
+}
+
 /** Every file of a run that must not depend on when it was made, with its bytes. Times are in timings.jsonl and on the report. */
 async function contents(folder: string): Promise<Map<string, string>> {
   const found = new Map<string, string>();
@@ -37,7 +51,8 @@ async function contents(folder: string): Promise<Map<string, string>> {
     const path = join(entry.parentPath, entry.name);
     const name = relative(folder, path);
     if (name === 'timings.jsonl' || name === 'report.html') continue;
-    found.set(name, (await readFile(path)).toString('base64'));
+    const bytes = await readFile(path);
+    found.set(name, (name.startsWith('tensorboard') ? withoutTimes(bytes) : bytes).toString('base64'));
   }
   return found;
 }
@@ -45,12 +60,18 @@ async function contents(folder: string): Promise<Map<string, string>> {
 test(`a run killed at ${KILLS} random moments and resumed ends in the same bytes as one that was not`, async (t) => {
   const folder = await temporaryFolder(t);
   const images = await writePictures(join(folder, 'images'));
+  await writeExtras(images);
   const reference = join(folder, 'reference');
   const before = performance.now();
   assert.equal(await runProcess(images, reference), false);
   const duration = performance.now() - before;
   const expected = await contents(reference);
   assert.ok(expected.has('checkpoints/step-000009/state.safetensors'));
+  assert.ok([...expected.keys()].some((name) => name.startsWith('latents/')));
+  for (const name of ['samples/step-000003.png', 'samples/step-000006.png', runFiles.tensorboard])
+    assert.ok(expected.has(name), `${name} is missing`);
+  const config = JSON.parse(Buffer.from(expected.get('config.json')!, 'base64').toString());
+  assert.equal(new Set(config.captions).size, 3, 'every picture has a prompt of its own');
 
   const random = new Random(Number(process.env.KILL_SEED ?? 11), 'kills');
   let kills = 0;

@@ -1,4 +1,4 @@
-import { mkdir } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import sharp from 'sharp';
@@ -20,6 +20,32 @@ export async function writePictures(folder: string, count = 3, side = 40): Promi
       .toFile(join(folder, `${i}.png`));
   }
   return folder;
+}
+
+/** Beside the pictures: a caption of one's own for the first, one in the folder's list for the second; the third is wide. */
+export async function writeExtras(folder: string): Promise<void> {
+  await writeFile(join(folder, '0.txt'), 'a {} on a blanket');
+  await writeFile(
+    join(folder, 'metadata.jsonl'),
+    `${JSON.stringify({ file_name: '1.png', text: 'sks backpack, seen from behind' })}\n`,
+  );
+  const random = new Random(5, 'wide picture');
+  const small = Uint8Array.from({ length: 3 * 16 * 8 }, () => random.int(256));
+  await sharp(small, { raw: { width: 16, height: 8, channels: 3 } })
+    .resize(80, 40, { fit: 'fill' })
+    .png()
+    .toFile(join(folder, '2.png'));
+}
+
+/** A run with everything on that has a state of its own to get wrong. */
+export function fullTinyRun(images: string, output: string): PersonaliseOptions {
+  return {
+    ...tinyRun(images, output),
+    enableBucket: true,
+    noiseOffset: 0.05,
+    validationSteps: 3,
+    reportTo: 'tensorboard',
+  };
 }
 
 /** A run on it that takes a second or two. The random network's residuals are far larger than a trained one's, hence the critic's small steps. */
