@@ -215,6 +215,12 @@ export async function requireSamePlan(folder: string, plan: TrainingPlan): Promi
   if (file) savedStep(path, plan, file.metadata);
 }
 
+/** Whether a file is a state that some training saved. */
+export async function holdsState(path: string): Promise<boolean> {
+  const file = await openSafetensors(path).catch(() => undefined);
+  return file?.metadata.has(STEP) ?? false;
+}
+
 async function readState(
   path: string,
   plan: TrainingPlan,

@@ -1,5 +1,5 @@
 import { mkdir, readdir, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { autoencodingLoss } from '../algorithms/autoencoding.js';
 import { denoisingLoss, minSnrWeights } from '../algorithms/denoising.js';
 import { renderExamples } from '../data/world/render.js';
@@ -7,7 +7,7 @@ import { worldVocabulary } from '../data/world/vocabulary.js';
 import { coefficients, noisySample } from '../diffusion/look-forward.js';
 import { readScheduler } from '../diffusion/scheduler-config.js';
 import type { Engine, Program, State } from '../engine/engine.js';
-import { CancelledError, DivergedError } from '../errors.js';
+import { CancelledError, DivergedError, OutputError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import { type Config, type Json, parseConfig } from '../formats/json-config.js';
 import { readConfigFile } from '../formats/json-config-file.js';
@@ -27,12 +27,13 @@ import { BASE_PROMPT_LENGTH, BASE_RESOLUTION, baseModelConfigs } from './base-mo
 import type { TrainingEvent } from './events.js';
 import {
   type FullTrainingSettings,
+  holdsState,
   nonFiniteTensor,
   requireSamePlan,
   type TrainingPlan,
   trainFully,
 } from './full-training.js';
-import { RunLock } from './run-lock.js';
+import { lockName, RunLock } from './run-lock.js';
 
 export interface PretrainOptions {
   /** Becomes a diffusers model folder; the training state is kept in its `training/` until it is deleted by hand. */
@@ -82,6 +83,7 @@ export async function pretrain(options: PretrainOptions): Promise<void> {
 async function pretrainLocked(options: PretrainOptions): Promise<void> {
   const { output, engine, seed, onEvent, signal } = options;
   const work = join(output, 'training');
+  await takeFolder(output, work);
   const tokenizer = await writeTokenizer(join(work, 'tokenizer'));
   await removeStaleTemporaries(work);
   const plans = planTraining(options, tokenizer.vocabularySize);
@@ -101,6 +103,39 @@ async function pretrainLocked(options: PretrainOptions): Promise<void> {
   const model = { tokenizer, configs, latents };
   const denoiser = await trainDenoiser(options, settings, plans.denoiser, data, model);
   await writeModel(output, configs, new Map([...vae, ...denoiser]));
+}
+
+const MARK = 'pretraining.json';
+const MARK_TEXT = `${JSON.stringify({ format: 'portrayal-pretraining/1' })}\n`;
+
+/**
+ * Makes the folder this training's own, or sees that it is: one that holds the training state may hold the model that came of it too.
+ * @throws OutputError when it holds anything else, which could be overwritten.
+ */
+async function takeFolder(output: string, work: string): Promise<void> {
+  const names = await readdir(output).catch((error: unknown) => {
+    throw outputError(output, error);
+  });
+  if (names.includes(basename(work)) && (await isTrainingFolder(work))) return;
+  const foreign = names.filter((name) => name !== lockName && !name.startsWith('.'));
+  if (foreign.length > 0) {
+    const what = foreign.includes(indexFile) ? 'a model' : foreign.sort().slice(0, 5).join(', ');
+    throw new OutputError(
+      `${output}: the folder holds ${what}, which no pretraining made that could go on here (there is no training/${MARK}). Choose a new or empty folder, so that nothing of yours is overwritten.`,
+    );
+  }
+  await makeFolder(work);
+  await writeFileAtomic(join(work, MARK), MARK_TEXT);
+}
+
+/** Whether the folder is marked as a training's, or holds a state that one saved. */
+async function isTrainingFolder(work: string): Promise<boolean> {
+  const names = await readdir(work).catch((): string[] => []);
+  if (names.includes(MARK)) return true;
+  for (const name of names.filter((n) => n.endsWith('.safetensors'))) {
+    if (await holdsState(join(work, name))) return true;
+  }
+  return false;
 }
 
 function planTraining(

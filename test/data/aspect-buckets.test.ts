@@ -52,10 +52,8 @@ test('a picture is scaled until it covers its bucket, and its middle is kept', a
   // Columns 0 … 39 of brightness 6 x column; at half the size, 20 columns of which the middle 16 are kept.
   const [width, height] = [40, 16];
   const pixels = new Uint8Array(3 * width * height).map((_, i) => 6 * (Math.floor(i / 3) % width));
-  const { shape, data } = await prepareImage(
-    { path: 'x', width, height, pixels },
-    { size: { width: 16, height: 8 } },
-  );
+  const image = { path: 'x', width, height, originalSize: [height, width], pixels } as const;
+  const { shape, data } = (await prepareImage(image, { size: { width: 16, height: 8 } })).pixels;
   assert.deepEqual(shape, [3, 8, 16]);
   for (let x = 1; x < 15; x++) {
     const expected = (6 * (2 * (x + 2) + 0.5)) / 127.5 - 1;

@@ -358,7 +358,11 @@ test('the centre crop is the middle; a random crop is a square of the picture an
     return first;
   };
   assert.equal(await left('center'), 28);
-  const mirrored = await prepareImage(image, { resolution: 40, crop: new Random(3, 'crop', 4), flip: true });
+  const mirrored = await prepareImage(image, {
+    size: squareOf(40),
+    crop: new Random(3, 'crop', 4),
+    flip: true,
+  });
   assert.deepEqual(mirrored.size.cropTopLeft, [0, 56 - (await left(new Random(3, 'crop', 4)))]);
   const drawn = [];
   for (let i = 0; i < 20; i++) drawn.push(await left(new Random(3, 'crop', i)));

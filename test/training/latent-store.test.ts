@@ -10,6 +10,7 @@ const picture = (value: number): ReferenceImage => ({
   path: 'a.png',
   width: 2,
   height: 1,
+  originalSize: [1, 2],
   pixels: Uint8Array.of(value, 1, 2, 3, 4, 5),
 });
 const view: StoredView = { image: picture(0), size: { width: 4, height: 2 }, flip: false };

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
-import { CancelledError, ModelError, RunError } from '../../src/errors.js';
+import { CancelledError, ModelError, OutputError, RunError } from '../../src/errors.js';
 import { openSafetensors, writeSafetensorsFile } from '../../src/formats/safetensors-file.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import { TextToImage } from '../../src/pretrained/text-to-image.js';
@@ -129,6 +129,24 @@ test('a state of other settings is refused by their names, and one that does not
   }
   // Past that check, the signal ends it at once.
   await assert.rejects(start(folder, { learningRate: 2e-3, signal: AbortSignal.abort() }), CancelledError);
+});
+
+test("a folder that holds a model or files of someone else's is refused, and left as it is", async () => {
+  const whole = join(root, 'whole');
+  const model = join(root, 'model');
+  await cp(whole, model, { recursive: true });
+  await rm(join(model, 'training'), { recursive: true });
+  const notes = join(root, 'notes');
+  await mkdir(join(notes, 'training'), { recursive: true });
+  await writeFile(join(notes, 'training', 'plan.md'), 'run on Monday');
+  for (const [folder, said] of [
+    [model, /model: the folder holds a model, which no pretraining made/],
+    [notes, /notes: the folder holds training, which/],
+  ] as const) {
+    const before = await contents(folder);
+    await assert.rejects(start(folder), (error) => error instanceof OutputError && said.test(error.message));
+    assert.deepEqual(await contents(folder), before);
+  }
 });
 
 test('two pretrainings cannot write one folder', async () => {

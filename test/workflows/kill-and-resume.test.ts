@@ -10,7 +10,7 @@ import { runFiles } from '../../src/training/run-folder.js';
 import { temporaryFolder } from '../temporary-folder.js';
 import { writeExtras, writePictures } from './tiny-run.js';
 
-const KILLS = 20;
+const KILLS = 12;
 const program = fileURLToPath(new URL('./tiny-run-process.js', import.meta.url));
 
 /** Runs the process to its end, or kills it after this many milliseconds. Resolves to whether it was killed. */
@@ -66,9 +66,9 @@ test(`a run killed at ${KILLS} random moments and resumed ends in the same bytes
   assert.equal(await runProcess(images, reference), false);
   const duration = performance.now() - before;
   const expected = await contents(reference);
-  assert.ok(expected.has('checkpoints/step-000009/state.safetensors'));
+  assert.ok(expected.has('checkpoints/step-000007/state.safetensors'));
   assert.ok([...expected.keys()].some((name) => name.startsWith('latents/')));
-  for (const name of ['samples/step-000003.png', 'samples/step-000006.png', runFiles.tensorboard])
+  for (const name of ['samples/step-000004.png', runFiles.tensorboard])
     assert.ok(expected.has(name), `${name} is missing`);
   const config = JSON.parse(Buffer.from(expected.get('config.json')!, 'base64').toString());
   assert.equal(new Set(config.captions).size, 3, 'every picture has a prompt of its own');

@@ -43,7 +43,9 @@ export function fullTinyRun(images: string, output: string): PersonaliseOptions 
     ...tinyRun(images, output),
     enableBucket: true,
     noiseOffset: 0.05,
-    validationSteps: 3,
+    validationPrompts: ['a sks backpack'],
+    steps: 7,
+    validationSteps: 4,
     reportTo: 'tensorboard',
   };
 }
