@@ -130,6 +130,7 @@ async function baseModel(temporary: string, threads: number): Promise<{ path: st
     engine,
     seed: 1,
     examples: 16,
+    vaeCropSteps: 0,
     vaeSteps: 0,
     vaeBatchSize: 1,
     steps: 0,

@@ -13,7 +13,8 @@ const EXAMPLE = 'portrayal pretrain --output models/mine --seed 1';
 const defaults: PretrainSettings = {
   seed: 7,
   examples: 30_000,
-  vaeSteps: 4_000,
+  vaeCropSteps: 6_000,
+  vaeSteps: 2_000,
   vaeBatchSize: 8,
   steps: 8_000,
   batchSize: 32,
@@ -51,7 +52,12 @@ export function createPretrainCommand(
       wholeOption('--examples <n>', `Captioned pictures to draw (default: ${d.examples})`, { atLeast: 1 }),
     )
     .addOption(
-      wholeOption('--vae-steps <n>', `Steps of the autoencoder (default: ${d.vaeSteps})`, { atLeast: 1 }),
+      wholeOption('--vae-crop-steps <n>', `Steps of the autoencoder on crops (default: ${d.vaeCropSteps})`, {
+        atLeast: 1,
+      }),
+    )
+    .addOption(
+      wholeOption('--vae-steps <n>', `Then on whole pictures (default: ${d.vaeSteps})`, { atLeast: 1 }),
     )
     .addOption(
       wholeOption('--vae-batch-size <n>', `Its pictures a step (default: ${d.vaeBatchSize})`, { atLeast: 1 }),

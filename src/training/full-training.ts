@@ -37,6 +37,8 @@ export interface FullTraining extends TrainingPlan {
   /** What to report besides the loss. */
   readonly metrics?: Readonly<Record<string, Value>>;
   readonly parameters: readonly InputParameters[];
+  /** Where the parameters start, by input name; drawn as their models have it without this. */
+  readonly initial?: ReadonlyMap<string, Tensor>;
   /** What to feed at a step (from 1); a function of the step alone, so that a restart repeats it. */
   readonly batch: (step: number) => Record<string, Tensor>;
 }
@@ -96,7 +98,7 @@ export async function trainFully(
     new Map(specs.map((s) => [s.input, tensors.get(emaName(s.input))!]));
   if (saved && saved.step >= training.steps) return averages(saved.tensors);
   const beginning = () => {
-    const initial = initialParameters(specs, random);
+    const initial = training.initial ?? initialParameters(specs, random);
     const initialAverages = [...initial].map(([key, t]) => [emaName(key), t] as const);
     return new Map<string, Tensor>([...initial, ...initialAverages, ...moments]);
   };

@@ -58,14 +58,27 @@ test('pretrain takes the shipped settings, and the flags over them', async () =>
   const { output, onEvent, signal, ...shipped } = asked!;
   assert.ok(output === 'base' && onEvent && signal);
   const given = [
-    ...['--steps', '3', '--batch-size', '2', '--vae-steps', '4', '--vae-batch-size', '5', '--examples', '6'],
-    ...['--learning-rate', '1e-5', '--checkpointing-steps', '7', '--seed', '8', '--threads', '1'],
+    ...[
+      '--steps',
+      '3',
+      '--batch-size',
+      '2',
+      '--vae-crop-steps',
+      '9',
+      '--vae-steps',
+      '4',
+      '--vae-batch-size',
+      '5',
+    ],
+    ...['--examples', '6', '--learning-rate', '1e-5', '--checkpointing-steps', '7', '--seed', '8'],
+    ...['--threads', '1'],
   ];
   const outcome = await callMain(['pretrain', '--output', 'base', ...given], { pretrain });
   assert.deepEqual(outcome, { status: 0, out: 'base\n', err: '' });
   const changed: Partial<PretrainOptions> = {
     steps: 3,
     batchSize: 2,
+    vaeCropSteps: 9,
     vaeSteps: 4,
     vaeBatchSize: 5,
     examples: 6,

@@ -4,8 +4,9 @@ import { createNodeEngine } from '../../src/engine/node.js';
 import { parseConfig } from '../../src/formats/json-config.js';
 import { decodeLatents, encodeLatents, readAutoencoderKLConfig } from '../../src/models/autoencoder-kl.js';
 import { clipText, readClipTextConfig } from '../../src/models/clip-text.js';
+import { resnetBlock } from '../../src/models/resnet-block.js';
 import { readUNet2DConditionConfig, unet2DCondition } from '../../src/models/unet-2d-condition.js';
-import { initialParameters } from '../../src/nn/initialize.js';
+import { initialParameters, residualStart } from '../../src/nn/initialize.js';
 import { linear } from '../../src/nn/linear.js';
 import { LoraParameters } from '../../src/nn/lora.js';
 import { InputParameters, type ParameterSource, type ParameterSpec, Scope } from '../../src/nn/parameters.js';
@@ -101,6 +102,33 @@ test('fresh parameters do not depend on the order of asking', () => {
   const forwards = initialParameters(specs, new Random(3));
   const backwards = initialParameters([...specs].reverse(), new Random(3));
   for (const [name, value] of forwards) assert.deepEqual(backwards.get(name), value);
+});
+
+test('from a residual start a block is its straight path, which keeps the variance', async () => {
+  const graph = new Graph();
+  const source = new InputParameters(graph);
+  const [batch, channels, out, side] = [4, 8, 16, 16];
+  const x = graph.input('x', 'float32', [batch, channels, side, side]);
+  const options = { out, groups: 4, eps: 1e-5 };
+  const first = resnetBlock(new Scope(source, 'first'), x, options);
+  const second = resnetBlock(new Scope(source, 'second'), first, options);
+  graph.output('first', first);
+  graph.output('second', second);
+  const start = initialParameters(source.specs.map(residualStart), new Random(8));
+  const state = await engine.state(start);
+  const program = await engine.compile(graph);
+  const run = await program.run({ x: new Random(9).normals(x.shape) }, state);
+  await program.release();
+  await state.release();
+
+  const [before, after] = [run.first!.data as Float32Array, run.second!.data as Float32Array];
+  const bias = start.get('second.conv2.bias')!.data;
+  const plane = side * side;
+  const straight = before.map((v, i) => v + bias[Math.floor(i / plane) % out]!);
+  const worst = after.reduce((w, v, i) => Math.max(w, Math.abs(v - straight[i]!)), 0);
+  assert.ok(worst < 1e-5, `the second block is off its straight path by ${worst}`);
+  const variance = before.reduce((s, v) => s + v * v, 0) / before.length;
+  assert.ok(variance > 0.6 && variance < 1.6, `the variance of standard normal input became ${variance}`);
 });
 
 test('a parameter that is asked for twice is one input', () => {

@@ -34,6 +34,7 @@ function start(output: string, more: Partial<PretrainOptions> = {}): Promise<voi
     engine,
     seed: 3,
     examples: 6,
+    vaeCropSteps: 2,
     vaeSteps: VAE_STEPS,
     vaeBatchSize: 2,
     steps: STEPS,
