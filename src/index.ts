@@ -6,6 +6,7 @@
  * - {@link StableDiffusion} opens a model folder; with an engine, {@link TextToImage} draws from it in memory.
  * - Everything that a caller can mend is thrown as a {@link PortrayalError}; {@link TrainingEvent} is what a listener hears.
  */
+export { type SchedulerName, schedulerNames } from './diffusion/scheduler-config.js';
 export { type Device, devices } from './engine/device.js';
 export type { CompileOptions, Engine, NamedTensors, Program, State } from './engine/engine.js';
 export { createNodeEngine, type NodeEngineOptions } from './engine/node.js';

@@ -21,6 +21,7 @@ test('the public API is small, and exactly this', () => {
     'personalise',
     'personaliseDefaults',
     'presets',
+    'schedulerNames',
     'shippedModelPath',
   ]);
 });

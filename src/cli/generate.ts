@@ -7,6 +7,8 @@ import {
   numberOption,
   predictionTypeOption,
   repeatedOption,
+  schedulerOption,
+  switchOptions,
   textOption,
   wholeOption,
 } from './option.js';
@@ -28,6 +30,10 @@ export function createGenerateCommand(
   terminal: Parameters<CommandFactory>[0],
   generate: Generate,
 ): ReturnType<CommandFactory> {
+  const [karras, noKarras] = switchOptions(
+    '--use-karras-sigmas',
+    "Noise levels of euler and dpm as Karras et al. space them (default: the model's own)",
+  );
   const command = createCommand('generate', terminal)
     .usage('--prompt TEXT --output DIR [--run DIR] [FLAGS]')
     .addOption(textOption('--run <dir>', 'Run folder that "portrayal train" wrote'))
@@ -42,7 +48,11 @@ export function createGenerateCommand(
     .addOption(textOption('--output, --output-dir <dir>', 'Folder for the pictures'))
     .addOption(wholeOption('--num-images <n>', 'Pictures of each prompt (default: 1)', { atLeast: 1 }))
     .addOption(
-      wholeOption('--seed <n>', 'Seed of the first picture, then one more each (default: 0)', { atLeast: 0 }),
+      wholeOption(
+        '--seed <n>',
+        'Seed of the first picture, then one more each; noise as in PyTorch (default: 0)',
+        { atLeast: 0 },
+      ),
     )
     .addOption(wholeOption('--steps <n>', 'Steps of the sampler (default: 30)', { atLeast: 1 }))
     .addOption(
@@ -50,6 +60,9 @@ export function createGenerateCommand(
         atLeast: 0,
       }),
     )
+    .addOption(schedulerOption())
+    .addOption(karras)
+    .addOption(noKarras)
     .addOption(textOption('--negative-prompt <text>', 'What the pictures should not show'))
     .addOption(
       wholeOption('--resolution <pixels>', "Side of the pictures (default: the run's)", { atLeast: 1 }),

@@ -1,4 +1,5 @@
 import { Option } from 'commander';
+import { schedulerNames } from '../diffusion/scheduler-config.js';
 import { UsageError } from '../errors.js';
 import { predictionTypes } from '../pretrained/architectures.js';
 
@@ -80,6 +81,15 @@ export function predictionTypeOption(): Option {
     '--prediction-type <name>',
     'epsilon or v_prediction (default: as the model says)',
     predictionTypes,
+  );
+}
+
+/** `--scheduler`, the same wherever pictures are drawn. */
+export function schedulerOption(): Option {
+  return choiceOption(
+    '--scheduler <name>',
+    "Sampler: ddim, pndm, euler, euler-ancestral, dpm (DPM++ 2M) or ddpm, or its class's name in diffusers (default: the model's own)",
+    schedulerNames,
   );
 }
 

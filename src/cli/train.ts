@@ -9,6 +9,7 @@ import {
   numberOption,
   predictionTypeOption,
   repeatedOption,
+  schedulerOption,
   switchOptions,
   textOption,
   wholeOption,
@@ -213,6 +214,7 @@ export function createTrainCommand(
       atLeast: 1,
     }),
     wholeOption('--sampling-steps <n>', `Steps of the sampler (default: ${d.samplingSteps})`, { atLeast: 1 }),
+    schedulerOption(),
     numberOption(
       '--guidance-scale <x>',
       `Classifier-free guidance; 1 is none (default: ${d.guidanceScale})`,

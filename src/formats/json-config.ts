@@ -159,6 +159,11 @@ export class Config {
     throw this.unsupported(key, 'an object');
   }
 
+  /** The same file with some keys replaced, as if it said so. */
+  with(values: { readonly [key: string]: Json }): Config {
+    return new Config(this.file, { ...this.#values, ...values }, this.prefix);
+  }
+
   /** The value as it stands in the file, unchecked; undefined where the key is absent. */
   raw(key: string): Json | undefined {
     this.#read.add(key);
@@ -248,11 +253,13 @@ export function parseConfig(text: string, file: string): Config {
   return new Config(file, value);
 }
 
-/** Parses JSON, with a `ModelError` that names the file when it is malformed. A byte order mark is skipped. */
+/**
+ * Parses JSON, with a `ModelError` that names the file when it is malformed. A byte order mark is skipped; `Infinity` and `-Infinity`, which Python writes, are understood.
+ */
 export function parseJson(text: string, file: string): Json {
   let value: Json;
   try {
-    value = JSON.parse(text.replace(/^\uFEFF/, '')) as Json;
+    value = JSON.parse(withoutInfinity(text.replace(/^\uFEFF/, ''))) as Json;
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     throw new ModelError(`${file} is not valid JSON (${reason}). The file may be cut short; get it again.`, {
@@ -262,6 +269,12 @@ export function parseJson(text: string, file: string): Json {
   if (isTooDeep(value))
     throw new ModelError(`${file} is nested more than ${maxDepth} deep; no such file is expected.`);
   return value;
+}
+
+/** Infinities outside of strings as numbers too large for a double, which JavaScript reads as infinite. */
+function withoutInfinity(text: string): string {
+  if (!text.includes('Infinity')) return text;
+  return text.replace(/"(?:[^"\\]|\\.)*"|\bInfinity\b/g, (part) => (part === 'Infinity' ? '1e999' : part));
 }
 
 /** Whether a JSON value is an object: neither null nor a list. */
@@ -285,7 +298,7 @@ function isNeutral(value: Json): boolean {
 /** A JSON value as error messages show it: at most 80 characters. */
 export function showJson(value: Json): string {
   if (isTooDeep(value)) return 'a value nested too deep';
-  const text = JSON.stringify(value);
+  const text = typeof value === 'number' ? String(value) : JSON.stringify(value);
   return text.length > 80 ? `${text.slice(0, 77)}...` : text;
 }
 

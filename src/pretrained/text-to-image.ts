@@ -1,13 +1,13 @@
-import { sampleDdim } from '../diffusion/ddim.js';
 import { withGuidance } from '../diffusion/guidance.js';
+import type { SamplerChoice } from '../diffusion/scheduler-config.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, ModelError } from '../errors.js';
 import { wholePicture } from '../models/size-condition.js';
 import { div } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
-import { Random } from '../tensor/random.js';
 import { batchRows, concatRows } from '../tensor/rows.js';
-import { int64, type Tensor, zeros } from '../tensor/tensor.js';
+import { full, type Tensor, zeros } from '../tensor/tensor.js';
+import { TorchRandom } from '../tensor/torch-random.js';
 import type { TextEmbedding } from './pipeline-kind.js';
 import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
 
@@ -22,11 +22,15 @@ export interface TextToImageOptions {
 
 export interface DrawingRequest {
   readonly prompt: string;
-  /** The same seed, prompt and settings give the same picture. */
+  /**
+   * The same seed, prompt and settings give the same picture, whatever is drawn beside it: that of diffusers with `generator=torch.Generator("cpu").manual_seed(seed)` for
+   * this picture.
+   */
   readonly seed: number;
 }
 
-export interface DrawOptions {
+/** The sampler is the model's own unless another is chosen. */
+export interface DrawOptions extends SamplerChoice {
   /** Sampler steps. Default 30. */
   readonly steps?: number;
   /** Classifier-free guidance; 1 is none. Default 7.5. */
@@ -50,7 +54,7 @@ export interface DrawnImage {
   readonly pixels: Uint8Array;
 }
 
-/** Draws pictures from prompts with the DDIM sampler and classifier-free guidance. Its programs are compiled once. */
+/** Draws pictures from prompts with a sampler and classifier-free guidance. Its programs are compiled once. */
 export class TextToImage {
   private constructor(
     private readonly model: StableDiffusion,
@@ -80,7 +84,7 @@ export class TextToImage {
     const doubled = 2 * batchSize;
     const inputs = {
       sample: denoise.input('sample', 'float32', [doubled, ...shape]),
-      timestep: denoise.input('timestep', 'int64', [doubled]),
+      timestep: denoise.input('timestep', 'float32', [doubled]), // some samplers stop between timesteps
       condition: model.condition(denoise, doubled),
     };
     denoise.output('prediction', model.denoiser(denoise, inputs, { lora }).result);
@@ -103,6 +107,7 @@ export class TextToImage {
   /**
    * One picture for each request, in their order.
    *
+   * @throws ModelError or UsageError when the sampler cannot be had for this model, or cannot take that many steps.
    * @throws CancelledError when the signal is raised, between two sampler steps.
    */
   async draw(requests: readonly DrawingRequest[], options: DrawOptions = {}): Promise<DrawnImage[]> {
@@ -136,6 +141,7 @@ export class TextToImage {
     onStep: (done: number) => void,
   ): Promise<DrawnImage[]> {
     const { steps = 30, guidanceScale = 7.5, negativePrompt, state, signal } = options;
+    const sampler = this.model.scheduler.sampler(options);
     // A last batch that is not full repeats its first request; the programs have one shape.
     const filled = Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
     const known = new Map<string, PromptEmbedding>();
@@ -149,20 +155,19 @@ export class TextToImage {
     const condition = batchRows(
       [...filled.map(() => unwanted), ...wanted].map((embedding) => ({ ...embedding, ...size })),
     );
-    const noise = concatRows(
-      filled.map(({ seed }) => new Random(seed, 'latents').normals([1, ...this.shape])),
-    );
+    const randoms = filled.map(({ seed }) => new TorchRandom(seed));
+    const drawNoise = () => concatRows(randoms.map((random) => random.normals([1, ...this.shape])));
     const denoise = async (sample: Tensor<'float32'>, t: number) => {
       if (signal?.aborted) throw new CancelledError('Stopped while drawing; the same command starts again.');
-      const timestep = int64([doubled], new Array<number>(doubled).fill(t));
+      const timestep = full([doubled], t);
       const { prediction } = await this.denoiseProgram.run({ sample, timestep, ...condition }, state);
       return prediction as Tensor<'float32'>;
     };
-    const { schedule, ddim } = this.model.scheduler;
-    const latents = await sampleDdim(schedule, ddim, {
+    const latents = await sampler({
       steps,
       denoise: withGuidance(denoise, guidanceScale),
-      noise,
+      noise: drawNoise(),
+      drawNoise,
       onStep,
     });
     const { pixels } = await this.decodeProgram.run({ latents });

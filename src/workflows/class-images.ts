@@ -3,6 +3,7 @@ import { extname, join } from 'node:path';
 import { readableExtensions } from '../data/image-format.js';
 import { encodePng } from '../data/image-grid.js';
 import { type ReferenceImages, readReferenceImages } from '../data/reference-images.js';
+import type { SchedulerName } from '../diffusion/scheduler-config.js';
 import type { State } from '../engine/engine.js';
 import { InputError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
@@ -19,6 +20,7 @@ export interface ClassImageOptions {
   readonly count: number;
   readonly seed: number;
   readonly steps: number;
+  readonly scheduler: SchedulerName | undefined;
   readonly guidanceScale: number;
   readonly resolution: number;
   /** The base model's factors: all zero. */
@@ -74,9 +76,9 @@ export async function classImages(drawer: TextToImage, options: ClassImageOption
 
 /** Says beside the pictures what they are, and refuses a folder of others. */
 async function describe(options: ClassImageOptions): Promise<void> {
-  const { folder, model, prompt, seed, steps, guidanceScale, resolution } = options;
+  const { folder, model, prompt, seed, steps, scheduler, guidanceScale, resolution } = options;
   const path = join(folder, DESCRIPTION);
-  const text = `${JSON.stringify({ model, prompt, seed, steps, guidanceScale, resolution }, null, 2)}\n`;
+  const text = `${JSON.stringify({ model, prompt, seed, steps, scheduler, guidanceScale, resolution }, null, 2)}\n`;
   const before = await readFile(path, 'utf8').catch(() => undefined);
   if (before === text) return;
   if (before !== undefined) {

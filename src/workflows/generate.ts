@@ -2,6 +2,7 @@ import { access, mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
 import { mentionsSubject, readSubjectPrompt, type SubjectPrompt } from '../data/prompts.js';
+import type { SchedulerName } from '../diffusion/scheduler-config.js';
 import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
 import { ModelError, OutputError, RunError, UsageError } from '../errors.js';
@@ -32,11 +33,18 @@ export interface GenerateOptions {
   readonly numImages?: number;
   /** The folder for the pictures. */
   readonly output: string;
-  /** Picture i of each prompt has the seed `seed + i`. Default 0. */
+  /**
+   * Picture i of each prompt is drawn from noise of its own with the seed `seed + i`: that of diffusers with
+   * `generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(numImages)]`. Default 0.
+   */
   readonly seed?: number;
   readonly negativePrompt?: string;
   readonly steps?: number;
   readonly guidanceScale?: number;
+  /** The sampler; the model's own by default. */
+  readonly scheduler?: SchedulerName;
+  /** Whether the sampler's sigmas are spaced as Karras et al. do; as the model's files say by default. */
+  readonly useKarrasSigmas?: boolean;
   readonly resolution?: number;
   readonly threads?: number;
   /** Where graphs run; the processor by default. */
@@ -68,6 +76,8 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
   const model = await StableDiffusion.open(options.model ?? learnt?.model ?? shippedModelPath(), {
     ...(predictionType && { predictionType }),
   });
+  const { scheduler, useKarrasSigmas } = options;
+  model.scheduler.sampler({ scheduler, useKarrasSigmas });
   for (const prompt of prompts) {
     const { truncatedText } = model.tokenize(prompt);
     if (truncatedText !== undefined) {
@@ -113,6 +123,8 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
       const before = (start / drawer.batch) * steps;
       const images = await drawer.draw(batch, {
         steps,
+        scheduler,
+        useKarrasSigmas,
         onProgress: (done) => onEvent?.({ kind: 'stage', name: 'drawing', done: before + done, total }),
         ...(options.guidanceScale === undefined ? {} : { guidanceScale: options.guidanceScale }),
         ...(options.negativePrompt === undefined ? {} : { negativePrompt: options.negativePrompt }),

@@ -1,3 +1,4 @@
+import { type SchedulerName, schedulerNames } from '../diffusion/scheduler-config.js';
 import { UsageError } from '../errors.js';
 import { type ScheduleName, schedules } from '../optim/schedule.js';
 
@@ -63,6 +64,8 @@ export interface PersonaliseSettings {
   /** "tensorboard": also write an event file for TensorBoard into the run folder. */
   readonly reportTo: 'none' | 'tensorboard';
   readonly samplingSteps: number;
+  /** The sampler of sample and class pictures; the model's own by default. */
+  readonly scheduler: SchedulerName | undefined;
   readonly guidanceScale: number;
 }
 
@@ -111,6 +114,7 @@ export const personaliseDefaults: PersonaliseSettings = {
   validationSteps: undefined,
   reportTo: 'none',
   samplingSteps: 30,
+  scheduler: undefined,
   guidanceScale: 7.5,
 };
 
@@ -165,6 +169,7 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   oneOf('reward', settings.reward, ['look-forward']);
   oneOf('report-to', settings.reportTo, ['none', 'tensorboard']);
   oneOf('lr-scheduler', settings.lrScheduler, Object.keys(schedules));
+  oneOf('scheduler', settings.scheduler, schedulerNames);
   const unknown = Object.keys(settings).filter((key) => !(key in personaliseDefaults));
   if (unknown.length > 0) {
     throw new UsageError(

@@ -99,6 +99,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const model = await StableDiffusion.open(modelPath, { ...(predictionType && { predictionType }) });
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
+  model.scheduler.sampler(settings);
   const cutTo = cutting(model, settings, resolution);
   const references = await readReferenceImages(options.images, {
     resolution,
@@ -150,6 +151,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       const drawn = await drawing(
         drawer.draw(requests, {
           steps: settings.samplingSteps,
+          scheduler: settings.scheduler,
           guidanceScale: settings.guidanceScale,
           state,
           onProgress: (done, total) => onEvent?.({ kind: 'stage', name, done, total }),
@@ -198,6 +200,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
               count: settings.numClassImages,
               seed: settings.seed,
               steps: settings.samplingSteps,
+              scheduler: settings.scheduler,
               guidanceScale: settings.guidanceScale,
               resolution,
               state: base,

@@ -22,7 +22,7 @@ test('generate passes its flags on and writes the paths of the pictures, one a l
     }),
   );
   const flags =
-    '--run r --model m --output out --num-images 2 --seed 5 --steps 20 --guidance-scale 3 --negative-prompt blue --resolution 96 --threads 1';
+    '--run r --model m --output out --num-images 2 --seed 5 --steps 20 --guidance-scale 3 --scheduler dpm --use-karras-sigmas --negative-prompt blue --resolution 96 --threads 1';
   const prompts = ['--prompt', 'a sks dog', '--prompt', 'a dog in the snow'];
   const { status, out, err } = await callMain(['generate', ...flags.split(' '), ...prompts], { generate });
   assert.deepEqual(asked, {
@@ -34,6 +34,8 @@ test('generate passes its flags on and writes the paths of the pictures, one a l
     seed: 5,
     steps: 20,
     guidanceScale: 3,
+    scheduler: 'dpm',
+    useKarrasSigmas: true,
     negativePrompt: 'blue',
     resolution: 96,
     threads: 1,

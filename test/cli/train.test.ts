@@ -68,6 +68,7 @@ test('every flag sets its option', async () => {
     '--snr-gamma': ['snrGamma', 5],
     '--prior-loss-weight': ['priorLossWeight', 0.5],
     '--num-class-images': ['numClassImages', 9],
+    '--scheduler': ['scheduler', 'PNDMScheduler'],
     '--rank': ['rank', 4],
     '--lora-alpha': ['loraAlpha', 2.5],
     '--ema-decay': ['emaDecay', 0.99],

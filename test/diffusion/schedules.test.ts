@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
-import { ddimTimesteps, sampleDdim } from '../../src/diffusion/ddim.js';
 import {
   coefficients,
   lookForward,
@@ -10,6 +9,7 @@ import {
   predictionTarget,
 } from '../../src/diffusion/look-forward.js';
 import { readScheduler } from '../../src/diffusion/scheduler-config.js';
+import { readTimestepSpacing, wholeTimesteps } from '../../src/diffusion/timestep-spacing.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { ModelError, UsageError } from '../../src/errors.js';
 import { parseConfig } from '../../src/formats/json-config.js';
@@ -28,12 +28,14 @@ const golden = goldenTensors('schedules.safetensors');
 const engine = createNodeEngine({ threads: 1 });
 after(() => engine.close());
 
-const read = (config: Record<string, unknown>) =>
-  readScheduler(parseConfig(JSON.stringify(config), 'scheduler_config.json'));
+const configOf = (config: Record<string, unknown>) =>
+  parseConfig(JSON.stringify(config), 'scheduler_config.json');
+const read = (config: Record<string, unknown>) => readScheduler(configOf(config));
+const spacingOf = (config: Record<string, unknown>) => readTimestepSpacing(configOf(config), 'leading');
 
 for (const [name, { config, timesteps, steps }] of Object.entries(cases)) {
   describe(name, () => {
-    const { schedule, ddim } = read(config);
+    const { schedule, sampler } = read(config);
     const floats = (key: string) => golden.get(`${name}: ${key}`) as Tensor<'float32'>;
 
     test('cumulative alphas', () => {
@@ -48,14 +50,16 @@ for (const [name, { config, timesteps, steps }] of Object.entries(cases)) {
 
     test('timesteps', () => {
       for (const [count, expected] of Object.entries(timesteps)) {
-        assert.deepEqual(ddimTimesteps(schedule, ddim, Number(count)), expected);
+        assert.deepEqual(wholeTimesteps(schedule.steps, spacingOf(config), Number(count)), expected);
       }
     });
 
     test('sampling', async () => {
-      const sample = await sampleDdim(schedule, ddim, {
+      const noise = golden.get('noise') as Tensor<'float32'>;
+      const sample = await sampler()({
         steps,
-        noise: golden.get('noise') as Tensor<'float32'>,
+        noise,
+        drawNoise: () => assert.fail('DDIM draws no noise'),
         denoise: async (x, t) =>
           float32(
             x.shape,
@@ -135,7 +139,6 @@ test('settings that are not supported are named with their file, key and value',
     [{ prediction_type: 'sample' }, /prediction_type.*sample.*epsilon.*v_prediction/],
     [{ beta_schedule: 'sigmoid' }, /beta_schedule.*sigmoid.*scaled_linear/],
     [{ thresholding: true }, /thresholding.*true/],
-    [{ timestep_spacing: 'even' }, /timestep_spacing.*even.*leading/],
     [{ variance_type: 'learned_range' }, /variance_type.*learned_range/],
     [{ rescale_betas_zero_snr: true }, /rescale_betas_zero_snr.*v_prediction/],
     [{ beta_end: 1.5 }, /beta_end.*1\.5/],
@@ -153,15 +156,8 @@ test('settings that are not supported are named with their file, key and value',
 });
 
 test('more steps than timesteps are refused', () => {
-  const { schedule, ddim } = read(cases.few!.config);
-  for (const steps of [0, 38, 2.5]) assert.throws(() => ddimTimesteps(schedule, ddim, steps), UsageError);
-  const shifted = { ...ddim, timestepSpacing: 'leading', stepsOffset: 1 } as const;
-  assert.throws(() => ddimTimesteps(schedule, shifted, 37), /would visit timestep 37.*ends at 36/);
-});
-
-test('absent clipping keys follow the class that the file names', () => {
-  assert.equal(read({ _class_name: 'DDIMScheduler' }).ddim.clipRange, 1);
-  assert.equal(read({ _class_name: 'PNDMScheduler' }).ddim.clipRange, undefined);
-  assert.equal(read({ _class_name: 'PNDMScheduler' }).ddim.setAlphaToOne, false);
-  assert.equal(read({ _class_name: 'DDIMScheduler', clip_sample: false }).ddim.clipRange, undefined);
+  const spacing = spacingOf(cases.few!.config);
+  for (const steps of [0, 38, 2.5]) assert.throws(() => wholeTimesteps(37, spacing, steps), UsageError);
+  const shifted = { timestepSpacing: 'leading', stepsOffset: 1 } as const;
+  assert.throws(() => wholeTimesteps(37, shifted, 37), /would visit timestep 37.*ends at 36/);
 });

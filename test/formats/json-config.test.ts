@@ -135,3 +135,14 @@ test('a file that is not one JSON object', () => {
   );
   assert.equal(parseConfig('\uFEFF{"a": 1}', 'x.json').integer('a'), 1);
 });
+
+test("Python's infinities are read, outside of texts, and are no finite numbers", () => {
+  const config = parseConfig('{"low": -Infinity, "high": Infinity, "text": "a \\"Infinity\\""}', 'x.json');
+  assert.equal(config.raw('low'), Number.NEGATIVE_INFINITY);
+  assert.equal(config.raw('high'), Number.POSITIVE_INFINITY);
+  assert.equal(config.string('text'), 'a "Infinity"');
+  assert.match(
+    message(() => config.number('low')),
+    /"low" is -Infinity, which is not supported; supported: a number/,
+  );
+});

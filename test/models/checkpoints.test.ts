@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { gradients } from '../../src/autodiff/gradient.js';
-import { sampleDdim } from '../../src/diffusion/ddim.js';
 import { withGuidance } from '../../src/diffusion/guidance.js';
 import { readScheduler } from '../../src/diffusion/scheduler-config.js';
 import { createNodeEngine } from '../../src/engine/node.js';
@@ -152,10 +151,11 @@ for (const model of ['sd1-tiny', 'sd2-tiny-sharded', 'half-tiny']) {
         return results.prediction as Tensor<'float32'>;
       }, 7.5);
       let done = 0;
-      const sample = await sampleDdim(scheduler.schedule, scheduler.ddim, {
+      const sample = await scheduler.sampler({ scheduler: 'ddim' })({
         steps: 10,
         denoise,
         noise,
+        drawNoise: () => assert.fail('DDIM draws no noise'),
         onStep: (n) => {
           done = n;
         },
