@@ -155,6 +155,11 @@ def attention(v, a):
     return torch.softmax(scores, -1) @ v[2]
 
 
+def fused_attention(v, a):
+    q, k, v = (x.unflatten(2, (a["heads"], -1)).transpose(1, 2) for x in v)
+    return attention([q, k, v], {}).transpose(1, 2).flatten(2)
+
+
 def layer_norm(v, a):
     weight = v[1] if len(v) > 1 else None
     bias = v[2] if len(v) > 2 else None
@@ -237,6 +242,7 @@ OPERATORS = {
     "layerNorm": layer_norm,
     "groupNorm": lambda v, a: F.group_norm(v[0], a["groups"], v[1], v[2], a["eps"]),
     "attention": attention,
+    "fusedAttention": fused_attention,
     "geglu": geglu,
 }
 
@@ -509,6 +515,9 @@ causal = torch.full((5, 5), -10000.0).triu(1)
 case("attention", "causal mask", [normal(2, 2, 5, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4), causal], wrt=[0, 1, 2])
 case("attention", "learned bias", [normal(2, 2, 4, 3), normal(2, 2, 4, 3), normal(2, 2, 4, 3), normal(1, 2, 4, 4)])
 case("geglu", "last axis halves", [normal(2, 3, 8)])
+case("fusedAttention", "self", [normal(2, 6, 8), normal(2, 6, 8), normal(2, 6, 8)], heads=2)
+case("fusedAttention", "cross, value width differs", [normal(2, 6, 12), normal(2, 5, 12), normal(2, 5, 6)], heads=3)
+case("fusedAttention", "sharp", [normal(1, 4, 8) * 3, normal(1, 7, 8) * 3, normal(1, 7, 8)], heads=2)
 
 GOLDENS.mkdir(parents=True, exist_ok=True)
 save_file(dict(sorted(tensors.items())), GOLDENS / "operators.safetensors")

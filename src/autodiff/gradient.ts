@@ -3,6 +3,7 @@ import { GraphError, type Node, type Region, type Value } from '../onnx/graph.js
 import { sumTo } from '../onnx/reduction.js';
 import { full, zeros } from '../tensor/tensor.js';
 import { addToProduct } from './linalg.js';
+import { after } from './order.js';
 import { Replay } from './recompute.js';
 import type { RuleContext } from './rule.js';
 import { rules } from './rules.js';
@@ -25,6 +26,8 @@ export function gradients(loss: Value, wrt: readonly Value[]): Value[] {
   const settled = new Map<Value, Value>();
   const asked = new Set(wrt);
   const nodes = [...graph.nodes];
+  const byRegion = nodesByRegion(nodes);
+  const walk: Walk = { path, pending, asked, readers: readers(nodes) };
   const replays = new Map<Region, Replay>();
 
   /** The sum of what has arrived at a value. All its consumers come later in the graph, so when its producer is reached nothing more can arrive. */
@@ -46,10 +49,10 @@ export function gradients(loss: Value, wrt: readonly Value[]): Value[] {
       if (!grad) continue;
       let replay: Replay | undefined;
       if (node.region) {
-        replay = replays.get(node.region) ?? new Replay(node.region, graph.nodes, grad);
+        replay = replays.get(node.region) ?? new Replay(node.region, byRegion.get(node.region)!, grad);
         replays.set(node.region, replay);
       }
-      propagate(node, grads, replay, path, pending);
+      propagate(node, grads, replay, walk);
     }
     return wrt.map(
       (value) => settled.get(value) ?? collect(value) ?? graph.constant(zeros(value.shape), 'zeros'),
@@ -57,13 +60,44 @@ export function gradients(loss: Value, wrt: readonly Value[]): Value[] {
   });
 }
 
+/** What the walk knows at every node. */
+interface Walk {
+  /** The values that the gradient passes through. */
+  readonly path: ReadonlySet<Value>;
+  /** What has arrived at a value so far. */
+  readonly pending: Map<Value, Contribution[]>;
+  readonly asked: ReadonlySet<Value>;
+  /** How often each value is read. */
+  readonly readers: ReadonlyMap<Value, number>;
+}
+
+function readers(nodes: readonly Node[]): Map<Value, number> {
+  const counts = new Map<Value, number>();
+  for (const node of nodes) for (const v of node.inputs) if (v) counts.set(v, (counts.get(v) ?? 0) + 1);
+  return counts;
+}
+
+function nodesByRegion(nodes: readonly Node[]): Map<Region, Node[]> {
+  const regions = new Map<Region, Node[]>();
+  for (const node of nodes) {
+    if (!node.region) continue;
+    const members = regions.get(node.region);
+    if (members) members.push(node);
+    else regions.set(node.region, [node]);
+  }
+  return regions;
+}
+
+/** Activations of fewer elements than this are not worth an ordering: a few nodes take as long as the memory is worth. */
+const LARGE = 1 << 20;
+
 function propagate(
   node: Node,
   grads: readonly (Value | undefined)[],
   replay: Replay | undefined,
-  path: ReadonlySet<Value>,
-  pending: Map<Value, Contribution[]>,
+  walk: Walk,
 ): void {
+  const { path, pending } = walk;
   const rule = rules[node.operator];
   if (rule === 'not differentiable')
     throw new GraphError(`the gradient was asked for through ${node.operator}`);
@@ -72,16 +106,16 @@ function propagate(
   if (!first && node.operator !== 'Split') {
     throw new GraphError(`only the first output of ${node.operator} has a gradient`);
   }
+  const inputs = node.inputs.map(seen);
   const context: RuleContext = {
-    inputs: node.inputs.map(seen),
+    inputs,
     outputs: node.outputs.map((v) => seen(v)!),
     attributes: node.attributes,
     grads,
     grad: first ?? grads.find((g) => g !== undefined)!,
   };
-  const thunks = rule(context);
-  node.inputs.forEach((input, i) => {
-    if (!input || !path.has(input)) return;
+  let thunks = rule(context);
+  const send = (input: Value, i: number): Value => {
     const thunk = thunks[i];
     if (!thunk) throw new GraphError(`${node.operator} has no gradient with respect to its input ${i}`);
     const known = input.graph.nodes.length;
@@ -90,7 +124,27 @@ function propagate(
     const parts = pending.get(input);
     if (parts) parts.push({ value, own });
     else pending.set(input, [{ value, own }]);
+    return value;
+  };
+  // What a small parameter's gradient is made of would wait in memory until the end: the rest of the way back is made to depend on it instead.
+  const parameter = inputs.findIndex((_, i) => isSmallParameter(node, i, walk));
+  if (parameter >= 0) {
+    const made = send(node.inputs[parameter]!, parameter);
+    const [later] = after([inputs[parameter]!], [made]);
+    thunks = rule({ ...context, inputs: inputs.map((v, i) => (i === parameter ? later : v)) });
+  }
+  node.inputs.forEach((input, i) => {
+    if (input && path.has(input) && i !== parameter) send(input, i);
   });
+}
+
+/** Whether a node's operand is a value whose gradient was asked for, read by this node alone, beside large activations on the way back. */
+function isSmallParameter(node: Node, index: number, { asked, path, readers }: Walk): boolean {
+  const operand = node.inputs[index];
+  if (!operand || !asked.has(operand) || readers.get(operand) !== 1) return false;
+  const others = node.inputs.filter((v, i) => v && i !== index && path.has(v));
+  const beside = others.reduce((n, v) => n + v!.size, 0);
+  return beside >= LARGE && beside >= 8 * operand.size;
 }
 
 /** What one consumer of a value sends back to it. */

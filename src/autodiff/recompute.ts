@@ -1,7 +1,6 @@
-import { add, mul } from '../onnx/elementwise.js';
 import type { Node, Region, Value } from '../onnx/graph.js';
 import { GraphError } from '../onnx/graph.js';
-import { reshape, slice } from '../onnx/movement.js';
+import { after } from './order.js';
 
 /** A region and the values that enter it. */
 interface RecomputedRegion extends Region {
@@ -32,18 +31,18 @@ export class Replay {
 
   /**
    * @param region one that `recompute` made
+   * @param nodes its nodes, in order
    * @param gradient what has arrived at the region's end. The copies depend on it, so that the engine can neither merge them with the originals nor run them
    *   before the backward pass gets here.
    */
   constructor(region: Region, nodes: readonly Node[], gradient: Value) {
     const { boundary } = region as RecomputedRegion;
-    let zero = reshape(gradient, [-1]);
-    zero = reshape(mul(slice(zero, 0, 0, 1), 0), []);
-    for (const value of boundary) {
-      if (value.dtype === gradient.dtype) this.#copies.set(value, add(value, zero));
-    }
+    const kept = [...boundary].filter((value) => value.dtype === gradient.dtype);
+    after(kept, [gradient]).forEach((copy, i) => {
+      this.#copies.set(kept[i]!, copy);
+    });
     for (const node of nodes) {
-      if (node.region !== region || !node.inputs.some((v) => v && this.#copies.has(v))) continue;
+      if (!node.inputs.some((v) => v && this.#copies.has(v))) continue;
       const outputs = gradient.graph.add(
         node.operator,
         node.inputs.map((v) => v && this.of(v)),

@@ -1,4 +1,5 @@
 import type { Operator } from '../onnx/operators.js';
+import { attentionRules } from './attention.js';
 import { convRules } from './conv.js';
 import { elementwiseRules } from './elementwise.js';
 import { linalgRules } from './linalg.js';
@@ -15,4 +16,5 @@ export const rules: Readonly<Record<Operator, RuleEntry>> = {
   ...movementRules,
   ...reductionRules,
   ...normRules,
+  ...attentionRules,
 };

@@ -1,6 +1,10 @@
+import { fusedAttention } from '../onnx/attention.js';
 import type { Value } from '../onnx/graph.js';
 import { reshape, transpose } from '../onnx/movement.js';
 import { attention } from '../onnx/norm.js';
+
+/** Score matrices of more elements than this are never held as a whole. */
+const LARGE = 1 << 20;
 
 /**
  * Scaled dot-product attention in several heads (Vaswani et al., arXiv 1706.03762, section 3.2.2) of queries [B, T, H*D] over keys and values [B, S, H*D], all
@@ -13,6 +17,8 @@ export function multiHeadAttention(
   options: { heads: number; mask?: Value },
 ): Value {
   const { heads, mask } = options;
+  const scores = q.shape[0]! * heads * q.shape[1]! * k.shape[1]!;
+  if (!mask && scores > LARGE) return fusedAttention(q, k, v, heads);
   const mixed = attention(
     splitHeads(q, heads),
     splitHeads(k, heads),

@@ -1,4 +1,4 @@
-/** The operators that graphs are made of: ONNX opset 20, and the fused activation of ONNX Runtime's own domain. */
+/** The operators that graphs are made of: ONNX opset 20, and the fused activation and attention of ONNX Runtime's own domain. */
 export const operators = [
   // elementwise, one operand
   'Neg',
@@ -61,6 +61,8 @@ export const operators = [
   // norm
   'Softmax',
   'LayerNormalization',
+  // attention
+  'MultiHeadAttention',
 ] as const;
 
 export type Operator = (typeof operators)[number];
@@ -69,4 +71,7 @@ export type Operator = (typeof operators)[number];
 export const OPSET_VERSION = 20;
 
 /** Operators outside the default ONNX domain, with the domain that defines them. */
-export const operatorDomains: Readonly<Partial<Record<Operator, string>>> = { QuickGelu: 'com.microsoft' };
+export const operatorDomains: Readonly<Partial<Record<Operator, string>>> = {
+  QuickGelu: 'com.microsoft',
+  MultiHeadAttention: 'com.microsoft',
+};

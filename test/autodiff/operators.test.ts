@@ -4,6 +4,7 @@ import { gradients } from '../../src/autodiff/gradient.js';
 import { rules } from '../../src/autodiff/rules.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
+import { fusedAttention } from '../../src/onnx/attention.js';
 import {
   averagePool2d,
   conv2d,
@@ -55,6 +56,7 @@ interface Attributes {
   readonly step?: number;
   readonly value?: number;
   readonly eps: number;
+  readonly heads: number;
 }
 
 interface Case {
@@ -151,6 +153,7 @@ const builders = {
   groupNorm: ([x, scale, bias], { groups, eps }) => groupNorm(x!, groups, scale!, bias!, eps),
   attention: ([q, k, v, mask], { scale }) =>
     attention(q!, k!, v!, { ...(scale === undefined ? {} : { scale }), ...(mask ? { mask } : {}) }),
+  fusedAttention: ([q, k, v], { heads }) => fusedAttention(q!, k!, v!, heads),
   geglu: ([x]) => {
     const [hidden, gate] = movement.split(x!, [4, 4], -1);
     return mul(hidden!, gelu(gate!));

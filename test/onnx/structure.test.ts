@@ -4,7 +4,7 @@ import { gradients } from '../../src/autodiff/gradient.js';
 import { recompute } from '../../src/autodiff/recompute.js';
 import { multiHeadAttention } from '../../src/nn/attention.js';
 import { linear } from '../../src/nn/linear.js';
-import { LoraParameters } from '../../src/nn/lora.js';
+import { addLora, LoraParameters } from '../../src/nn/lora.js';
 import { type ParameterSource, Scope } from '../../src/nn/parameters.js';
 import { conv2d } from '../../src/onnx/conv.js';
 import { add, gelu, mul, silu, square } from '../../src/onnx/elementwise.js';
@@ -112,6 +112,25 @@ suite('structure of graphs', () => {
     outputs(graph, { loss, dx: dx!, dw1: rest[0]!, dw2: rest[1]! });
     assert.equal(operatorsOf(graph).filter((op) => op === 'Gelu').length, 2, 'once forward, once again');
     matchSnapshot('recomputed-block', printGraph(graph));
+  });
+
+  test('beside large activations the way back waits for the gradients of a low-rank update, and small ones leave the order alone', () => {
+    const build = (rows: number): string => {
+      const graph = new Graph('low_rank');
+      const x = graph.input('x', 'float32', [rows, 64]);
+      const factors = {
+        down: graph.input('down', 'float32', [4, 64]),
+        up: graph.input('up', 'float32', [64, 4]),
+        scale: 1,
+      };
+      const h = gemm(x, weight(graph, 'before', [64, 64]));
+      const y = addLora(gemm(h, weight(graph, 'frozen', [64, 64])), h, factors);
+      const [dx, dDown, dUp] = gradients(sum(square(y)), [x, factors.down, factors.up]);
+      outputs(graph, { dx: dx!, dDown: dDown!, dUp: dUp! });
+      return printGraph(graph);
+    };
+    assert.ok(!build(32).includes('Slice'));
+    matchSnapshot('low-rank', build(1 << 14));
   });
 
   test('attention and its gradients', () => {

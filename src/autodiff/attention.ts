@@ -1,0 +1,112 @@
+import { add, mul, neg } from '../onnx/elementwise.js';
+import type { Value } from '../onnx/graph.js';
+import { matmul } from '../onnx/linalg.js';
+import { concat, matrixTranspose, reshape, split, transpose } from '../onnx/movement.js';
+import { softmax } from '../onnx/norm.js';
+import { sum } from '../onnx/reduction.js';
+import { full } from '../tensor/tensor.js';
+import { after } from './order.js';
+import { intAttribute, operand, type Rule } from './rule.js';
+
+/** Scores that are held at once, in elements: 16 MiB. Smaller tiles are no faster, and make more nodes. */
+const TILE = 1 << 22;
+
+/**
+ * The scores of one tile, some heads by some queries, are computed again from queries and keys; then, with P = softmax(Q K^T) and dP = dO V^T,
+ * dV = P^T dO, dS = P (dP - rowsum(dO O)), dQ = dS K and dK = dS^T Q (Dao et al., "FlashAttention", arXiv 2205.14135, appendix B.2). The tiles follow one another, so that the
+ * memory of one is enough.
+ */
+export const attentionRules = {
+  MultiHeadAttention: (c) => {
+    let made: readonly Value[] | undefined;
+    const part = (i: number) => () => {
+      made ??= attentionGradients(c.grad, [operand(c, 0), operand(c, 1), operand(c, 2)], c.outputs[0]!, {
+        heads: intAttribute(c.attributes, 'num_heads'),
+      });
+      return made[i]!;
+    };
+    return [part(0), part(1), part(2)];
+  },
+} satisfies Record<string, Rule>;
+
+/**
+ * The gradients of queries, keys and values.
+ *
+ * @param grad what arrives at `output`, the attention of `q` over `k` and `v`
+ * @param tile scores that are held at once, in elements
+ */
+export function attentionGradients(
+  grad: Value,
+  [q, k, v]: readonly [Value, Value, Value],
+  output: Value,
+  { heads, tile = TILE }: { readonly heads: number; readonly tile?: number },
+): readonly Value[] {
+  const [batch, queries, width] = q.shape as [number, number, number];
+  const keys = k.shape[1]!;
+  const scale = 1 / Math.sqrt(width / heads);
+  const count = batch * heads;
+  const rows = largestDivisor(queries, tile / keys);
+  const together = rows < queries ? 1 : largestDivisor(count, tile / (queries * keys));
+
+  // dP - rowsum(dO O) is one product with a column more: [dO, -rowsum(dO O)] [V, 1]^T.
+  const along = neg(byHead(sum(reshape(mul(grad, output), [batch, queries, heads, -1]), [3]), heads)); // [B*H, T, 1]
+  const upstream = concat([byHead(grad, heads), along], 2); // [B*H, T, E + 1]
+  const values = byHead(v, heads);
+  const extended = concat([values, v.graph.constant(full([count, keys, 1], 1), 'ones')], 2); // [B*H, S, E + 1]
+  const inGroups = (x: Value): readonly Value[] => split(x, parts(count, together), 0);
+  const [allQ, allK, allV, allDO] = [byHead(mul(q, scale), heads), byHead(k, heads), extended, upstream].map(
+    inGroups,
+  ) as [readonly Value[], readonly Value[], readonly Value[], readonly Value[]];
+
+  const [dQ, dK, dV]: [Value[], Value[], Value[]] = [[], [], []];
+  let previous: readonly Value[] = [];
+  allQ.forEach((groupQ, g) => {
+    const [groupK, groupV] = [allK[g]!, allV[g]!];
+    const dO = split(allDO[g]!, parts(queries, rows), 1);
+    let [sumK, sumV]: [Value | undefined, Value | undefined] = [undefined, undefined];
+    const tilesQ: Value[] = [];
+    split(groupQ, parts(queries, rows), 1).forEach((some, i) => {
+      const [tileQ, tileDO] = after([some, dO[i]!], previous) as [Value, Value];
+      const p = softmax(matmul(tileQ, matrixTranspose(groupK))); // [together, rows, S]
+      const dS = mul(p, matmul(tileDO, matrixTranspose(groupV)));
+      const ownV = matmul(matrixTranspose(p), tileDO); // the last column is not wanted
+      const ownK = matmul(matrixTranspose(dS), tileQ);
+      sumV = sumV ? add(sumV, ownV) : ownV;
+      sumK = sumK ? add(sumK, ownK) : ownK;
+      const ownQ = matmul(dS, groupK);
+      tilesQ.push(ownQ);
+      previous = [sumV, sumK, ownQ];
+    });
+    dQ.push(concat(tilesQ, 1));
+    dK.push(sumK!);
+    dV.push(split(sumV!, [values.shape[2]!, 1], 2)[0]!);
+  });
+  return [
+    mul(byToken(concat(dQ, 0), batch), scale),
+    byToken(concat(dK, 0), batch),
+    byToken(concat(dV, 0), batch),
+  ];
+}
+
+/** [B, T, H*D] -> [B*H, T, D] */
+function byHead(x: Value, heads: number): Value {
+  const [batch, length, width] = x.shape as [number, number, number];
+  const split = transpose(reshape(x, [batch, length, heads, width / heads]), [0, 2, 1, 3]);
+  return reshape(split, [batch * heads, length, width / heads]);
+}
+
+/** [B*H, T, D] -> [B, T, H*D] */
+function byToken(x: Value, batch: number): Value {
+  const [count, length, width] = x.shape as [number, number, number];
+  const heads = count / batch;
+  const joined = transpose(reshape(x, [batch, heads, length, width]), [0, 2, 1, 3]);
+  return reshape(joined, [batch, length, heads * width]);
+}
+
+/** The largest divisor of n that is at most `limit`, and at least 1. */
+function largestDivisor(n: number, limit: number): number {
+  for (let d = Math.min(n, Math.floor(limit)); d > 1; d--) if (n % d === 0) return d;
+  return 1;
+}
+
+const parts = (whole: number, size: number): number[] => new Array<number>(whole / size).fill(size);
