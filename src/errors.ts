@@ -47,6 +47,41 @@ export class OutputError extends PortrayalError {
   override readonly exitCode = 8;
 }
 
+/** Why a model could not be had from the hub. */
+export type HubFault =
+  /** Its authors want their terms to be accepted first. */
+  | 'gated'
+  /** The token is wrong, or its owner may not read this. */
+  | 'access'
+  | 'no-repository'
+  | 'no-revision'
+  | 'no-file'
+  /** Too many requests; `retryAfter` says how long to wait, where the hub does. */
+  | 'rate-limit'
+  /** The hub failed, or answered what cannot be understood. */
+  | 'server'
+  /** No connection, or one that broke. */
+  | 'network'
+  /** The bytes are not those that the hub promised. */
+  | 'checksum'
+  /** Not on this machine, or only in part, and no connection was wanted. */
+  | 'offline';
+
+/** A model that could not be had from the hub. */
+export class HubError extends PortrayalError {
+  override readonly exitCode = 9;
+
+  /** @param retryAfter seconds after which the hub wants to be asked again */
+  constructor(
+    readonly fault: HubFault,
+    message: string,
+    options?: ErrorOptions,
+    readonly retryAfter?: number,
+  ) {
+    super(message, options);
+  }
+}
+
 /** The user asked to stop. */
 export class CancelledError extends PortrayalError {
   override readonly exitCode = 130;

@@ -3,6 +3,7 @@
  *
  * - {@link personalise} teaches a model one subject and writes a run folder.
  * - {@link generate} draws pictures with a run, or with a plain model, into files.
+ * - {@link locateModel} finds a model on this machine or downloads it from the Hugging Face hub.
  * - {@link StableDiffusion} opens a model folder; with an engine, {@link TextToImage} draws from it in memory.
  * - Everything that a caller can mend is thrown as a {@link PortrayalError}; {@link TrainingEvent} is what a listener hears.
  */
@@ -14,6 +15,8 @@ export {
   CancelledError,
   DivergedError,
   EngineError,
+  HubError,
+  type HubFault,
   InputError,
   ModelError,
   OutputError,
@@ -21,6 +24,7 @@ export {
   RunError,
   UsageError,
 } from './errors.js';
+export { type LocatedModel, type LocateOptions, locateModel } from './pretrained/model-reference.js';
 export { type LoraSettings, StableDiffusion } from './pretrained/stable-diffusion.js';
 export {
   type DrawingRequest,
@@ -31,6 +35,7 @@ export {
 } from './pretrained/text-to-image.js';
 export type {
   CheckpointEvent,
+  DownloadEvent,
   FinishedEvent,
   ProgressEvent,
   SamplesEvent,

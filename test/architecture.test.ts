@@ -39,6 +39,8 @@ interface Import {
   readonly specifier: string;
   /** The imported source file, relative to src, for imports of ours. */
   readonly target: string | undefined;
+  /** Whether importing the file loads the target: not for types, nor for `import(…)`, which loads when it is called. */
+  readonly loads: boolean;
 }
 
 const files = (readdirSync(sources, { recursive: true }) as string[])
@@ -55,13 +57,14 @@ const code = new Map(
 );
 
 const imports: Import[] = files.flatMap((file) => {
-  const specifiers = [
+  const matches = [
     ...code.get(file)!.matchAll(/\b(?:import|export)\b[^'";]*?\bfrom\s*'([^']+)'/g),
     ...code.get(file)!.matchAll(/\bimport\s*\(?\s*'([^']+)'/g),
-  ].map((m) => m[1]!);
-  return specifiers.map((specifier) => ({
+  ];
+  return matches.map(([text, specifier = '']) => ({
     file,
     specifier,
+    loads: !/^(?:import|export)\s+type\b|^import\s*\(/.test(text),
     target: specifier.startsWith('.')
       ? path.posix.join(path.posix.dirname(file), specifier).replace(/\.js$/, '.ts')
       : undefined,
@@ -135,6 +138,23 @@ test('core files import no file of ours that needs Node', () => {
 test('only the engine knows ONNX Runtime', () => {
   const found = imports.filter((i) => i.specifier.startsWith('onnxruntime') && folder(i.file) !== 'engine');
   assert.deepEqual(told(found), []);
+});
+
+test("only one file knows the hub's library, and nothing loads it before a model of the hub is asked for", () => {
+  const library = imports.filter((i) => i.specifier.startsWith('@huggingface/hub'));
+  assert.deepEqual(told(library), ['pretrained/hub-client.ts imports @huggingface/hub']);
+  const loaded = new Set<string>();
+  const load = (file: string): void => {
+    if (loaded.has(file)) return;
+    loaded.add(file);
+    for (const i of imports) if (i.file === file && i.target && i.loads) load(i.target);
+  };
+  load('index.ts');
+  assert.ok(loaded.has('pretrained/model-reference.ts'));
+  assert.deepEqual(
+    [...loaded].filter((file) => /hub-client|\/hub\.ts/.test(file)),
+    [],
+  );
 });
 
 test('no barrels, default exports, enums or catch-all files', () => {

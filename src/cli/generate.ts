@@ -4,6 +4,7 @@ import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
 import {
   choiceOption,
+  flagOption,
   numberOption,
   predictionTypeOption,
   repeatedOption,
@@ -39,10 +40,18 @@ export function createGenerateCommand(
     .addOption(textOption('--run <dir>', 'Run folder that "portrayal train" wrote'))
     .addOption(
       textOption(
-        '--model, --pretrained-model-name-or-path <path>',
-        "Diffusers model folder, or single .safetensors file (default: the run's, or the shipped base)",
+        '--model, --pretrained-model-name-or-path <model>',
+        "Model folder, single .safetensors file, or org/name of the Hugging Face hub (default: the run's, or the shipped base)",
       ),
     )
+    .addOption(
+      choiceOption(
+        '--variant <name>',
+        "Weights of the model: full, or fp16 at half the size (default: the run's, or full)",
+        ['full', 'fp16'],
+      ),
+    )
+    .addOption(flagOption('--offline', 'Open no connection: a model of the hub has to be on this machine'))
     .addOption(predictionTypeOption())
     .addOption(repeatedOption('--prompt <text>', 'What to draw; may be given several times'))
     .addOption(textOption('--output, --output-dir <dir>', 'Folder for the pictures'))

@@ -75,6 +75,11 @@ export function choiceOption(flags: string, description: string, choices: readon
   });
 }
 
+/** A flag without a value. */
+export function flagOption(flag: string, description: string): Option {
+  return new Option(flag, description);
+}
+
 /** What the denoiser predicts, for models that do not say it. */
 export function predictionTypeOption(): Option {
   return choiceOption(

@@ -1,5 +1,12 @@
+import { formatBytes } from '../formats/byte-size.js';
 import { formatDuration } from '../training/duration.js';
-import type { ProgressEvent, StageEvent, TrainingEvent, TrainingListener } from '../training/events.js';
+import type {
+  DownloadEvent,
+  ProgressEvent,
+  StageEvent,
+  TrainingEvent,
+  TrainingListener,
+} from '../training/events.js';
 
 /** What a terminal listener writes to; `process.stderr` is one. */
 export interface ProgressStream {
@@ -24,6 +31,8 @@ export function progressListener(stream: ProgressStream, now: () => number = Dat
     const text = lasting(event);
     if (text !== undefined) live.say(text);
     else if (event.kind === 'progress') live.at('training', event.step, event.steps, describeProgress(event));
+    else if (event.kind === 'download')
+      live.at(`download ${event.model}`, event.bytes, event.totalBytes, describeDownload(event));
     else if (event.kind === 'stage') live.at(event.name, event.done, event.total, describeStage(event));
   };
 }
@@ -59,6 +68,15 @@ function describeProgress(event: ProgressEvent): string {
 
 function describeStage({ name, done, total }: StageEvent): string {
   return `${name} ${done}/${total}`;
+}
+
+function describeDownload(event: DownloadEvent): string {
+  const { model, bytes, totalBytes, bytesPerSecond, secondsLeft } = event;
+  const parts = [`downloading ${model}  ${formatBytes(bytes)} of ${formatBytes(totalBytes)}`];
+  if (bytes < totalBytes && secondsLeft !== undefined) {
+    parts.push(`${formatBytes(bytesPerSecond)}/s`, `${formatDuration(secondsLeft)} left`);
+  }
+  return parts.join('  ');
 }
 
 interface Display {

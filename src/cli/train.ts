@@ -6,6 +6,7 @@ import { interruptible } from './interrupt.js';
 import {
   choiceOption,
   fixedOption,
+  flagOption,
   numberOption,
   predictionTypeOption,
   repeatedOption,
@@ -62,9 +63,14 @@ export function createTrainCommand(
   ]);
   add('The model and the run:', [
     textOption(
-      '--model, --pretrained-model-name-or-path <path>',
-      'Diffusers model folder, or single .safetensors file (default: the shipped base)',
+      '--model, --pretrained-model-name-or-path <model>',
+      'Model folder, single .safetensors file, or org/name of the Hugging Face hub (default: the shipped base)',
     ),
+    choiceOption('--variant <name>', 'Weights of the model: full, or fp16 at half the size (default: full)', [
+      'full',
+      'fp16',
+    ]),
+    flagOption('--offline', 'Open no connection: a model of the hub has to be on this machine'),
     predictionTypeOption(),
     textOption('--output, --output-dir <dir>', 'Run folder to write'),
     choiceOption(

@@ -73,7 +73,8 @@ const pipelines = {
 /** The pipelines that can be read, by diffusers' name of their class. */
 export type PipelineName = keyof typeof pipelines;
 
-const indexFile = 'model_index.json';
+/** The file that names the pipeline and its components. */
+export const indexFile = 'model_index.json';
 
 /**
  * Reads the layout and the configurations of a diffusers model folder: `model_index.json`, and a folder for each of unet, vae, text_encoder, tokenizer and
@@ -84,8 +85,7 @@ const indexFile = 'model_index.json';
 export async function openModelFolder(path: string): Promise<ModelFolder> {
   await requireModelFolder(path);
   const index = await readConfigFile(join(path, indexFile));
-  const pipeline = index.oneOf('_class_name', Object.keys(pipelines) as PipelineName[]);
-  const layouts = Object.entries(pipelines[pipeline]) as [ComponentName, ComponentLayout][];
+  const { pipeline, layouts } = readPipeline(index);
   const opened = await Promise.all(
     layouts.map(async ([name, layout]) => [name, await openComponent(path, index, name, layout)] as const),
   );
@@ -95,6 +95,22 @@ export async function openModelFolder(path: string): Promise<ModelFolder> {
     index,
     components: Object.fromEntries(opened) as Components,
   };
+}
+
+function readPipeline(index: Config): {
+  pipeline: PipelineName;
+  layouts: readonly (readonly [ComponentName, ComponentLayout])[];
+} {
+  const pipeline = index.oneOf('_class_name', Object.keys(pipelines) as PipelineName[]);
+  return { pipeline, layouts: Object.entries(pipelines[pipeline]) as [ComponentName, ComponentLayout][] };
+}
+
+/**
+ * The folders that the pipeline of a `model_index.json` is read from, each with the name of the configuration that it must hold.
+ * @throws ModelError when the pipeline is not one that can be read.
+ */
+export function pipelineFolders(index: Config): ReadonlyMap<ComponentName, string> {
+  return new Map(readPipeline(index).layouts.map(([name, { configFile }]) => [name, configFile]));
 }
 
 async function openComponent(

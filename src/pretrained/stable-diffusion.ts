@@ -32,7 +32,7 @@ import {
   type TextNetwork,
 } from './pipeline-kind.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
-import { assertFiniteWeights, openWeights, type WeightSet, weightSource } from './weights.js';
+import { assertFiniteWeights, openWeights, type Variant, type WeightSet, weightSource } from './weights.js';
 import { digestWeights } from './weights-digest.js';
 
 /** The layers that get a low-rank update: the attention projections of the denoiser and, if asked for, of the text encoders. */
@@ -44,8 +44,10 @@ export interface LoraSettings {
 }
 
 export interface ModelOptions {
+  /** The weights to take where a folder has both. */
+  readonly variant?: Variant | undefined;
   /** What the denoiser predicts, in place of what the model says of itself. */
-  readonly predictionType?: PredictionType;
+  readonly predictionType?: PredictionType | undefined;
 }
 
 const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
@@ -101,12 +103,14 @@ export class StableDiffusion {
   /**
    * Opens a diffusers model folder, or a checkpoint in a single `.safetensors` file.
    *
+   * @param options.variant the weights to take where a folder has both; the full ones by default.
    * @param options.predictionType what the denoiser predicts, where the model does not say it, or says it wrongly.
    * @throws ModelError naming the file, when the path is not a model, or one with parts, settings or weights that cannot be used.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<StableDiffusion> {
     const folder = await openModel(path, options.predictionType);
     const kind = pipelineKinds[folder.pipeline];
+    const { variant } = options;
     const { unet, vae, scheduler } = folder.components;
     const unetConfig = readUNet2DConditionConfig(unet.config);
     const vaeConfig = readAutoencoderKLConfig(vae.config);
@@ -116,8 +120,8 @@ export class StableDiffusion {
       );
     }
     const textEncoders: TextEncoder[] = [];
-    for (const role of kind.textEncoders) textEncoders.push(await openTextEncoder(folder, role));
-    const weights = { unet: await openWeights(unet), vae: await openWeights(vae) };
+    for (const role of kind.textEncoders) textEncoders.push(await openTextEncoder(folder, role, variant));
+    const weights = { unet: await openWeights(unet, variant), vae: await openWeights(vae, variant) };
     for (const set of [weights.unet, weights.vae, ...textEncoders.map((e) => e.weights)]) {
       await assertFiniteWeights(set);
     }
@@ -353,7 +357,11 @@ const TIME_IDS = 'time_ids';
 /** What the denoiser leaves for the prompt's vector beside the sizes. */
 const pooledWidth = ({ inputDim, timeDim }: AddedEmbedding): number => inputDim - timeIdCount * timeDim;
 
-async function openTextEncoder(folder: ModelFolder, role: TextEncoderRole): Promise<TextEncoder> {
+async function openTextEncoder(
+  folder: ModelFolder,
+  role: TextEncoderRole,
+  variant: Variant | undefined,
+): Promise<TextEncoder> {
   const component = folder.components[role.encoder];
   const tokenizer = folder.components[role.tokenizer];
   if (!component || !tokenizer) throw new Error(`internal: a ${folder.pipeline} without ${role.encoder}`);
@@ -362,6 +370,6 @@ async function openTextEncoder(folder: ModelFolder, role: TextEncoderRole): Prom
     role,
     ...network,
     tokenizer: await openTokenizer(tokenizer, network.config.maxPositions),
-    weights: await openWeights(component),
+    weights: await openWeights(component, variant),
   };
 }

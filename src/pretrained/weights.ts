@@ -43,7 +43,8 @@ const diffusersStem = 'diffusion_pytorch_model';
 /** Buffers that early libraries saved among the weights and that hold no more than 0, 1, 2, … */
 const bufferName = /(^|\.)position_ids$/;
 
-const pickles = /\.(bin|pt|pth|ckpt|msgpack|h5)$/i;
+/** Weights in a form that can run code when it is opened; never read. */
+export const pickles = /\.(bin|pt|pth|ckpt|msgpack|h5)$/i;
 
 /**
  * Finds a component's weights and reads their headers: one file, or the shards of an index; in float32 or, where there is no such file, half precision.
@@ -52,20 +53,62 @@ const pickles = /\.(bin|pt|pth|ckpt|msgpack|h5)$/i;
  * @throws ModelError when there are none, when a shard is missing, cut short or damaged, or when there are only pickle files, which are never read.
  */
 export async function openWeights(component: WeightFolder, preferred: Variant = 'full'): Promise<WeightSet> {
-  const { name, folder, files, weights } = component;
-  if (weights !== undefined) return { component: name, folder, weights };
-  const stem = stemOf[name] ?? diffusersStem;
-  for (const variant of preferred === 'full' ? ['', '.fp16'] : ['.fp16', '']) {
-    const single = `${stem}${variant}.safetensors`;
-    if (files.includes(single))
-      return { component: name, folder, weights: await openSingle(join(folder, single)) };
-    // Libraries have put the variant in either place.
-    const indexes = [`${stem}${variant}.safetensors.index.json`, `${stem}.safetensors.index${variant}.json`];
-    const index = indexes.find((file) => files.includes(file));
-    if (index !== undefined)
-      return { component: name, folder, weights: await openSharded(folder, index, files) };
+  const { name, folder, files } = component;
+  if (component.weights !== undefined) return { component: name, folder, weights: component.weights };
+  const found = findWeightFiles(name, (file) => (files.includes(file) ? 'yes' : 'no'), preferred);
+  if (found === undefined) throw noWeights(component, weightStem(name));
+  const weights =
+    found.kind === 'single'
+      ? await openSingle(join(folder, found.file))
+      : await openSharded(folder, found.file, files);
+  return { component: name, folder, weights };
+}
+
+/** Whether a folder has a file; "unknown" where only a part of the folder is at hand. */
+export type Presence = 'yes' | 'no' | 'unknown';
+
+/** Where a component's weights lie: one file, or the shards that an index lists. */
+export interface WeightFiles {
+  readonly kind: 'single' | 'sharded';
+  /** The name of the file, or of the index. */
+  readonly file: string;
+  readonly variant: Variant;
+}
+
+/** The names that weights of a component can have, the likelier first. */
+function weightNames(component: string, variant: Variant): WeightFiles[] {
+  const stem = weightStem(component);
+  const infix = variant === 'full' ? '' : `.${variant}`;
+  const single: WeightFiles = { kind: 'single', file: `${stem}${infix}.safetensors`, variant };
+  // Libraries have put the variant in either place.
+  const indexes = new Set([
+    `${stem}${infix}.safetensors.index.json`,
+    `${stem}.safetensors.index${infix}.json`,
+  ]);
+  return [single, ...[...indexes].map((file): WeightFiles => ({ kind: 'sharded', file, variant }))];
+}
+
+/**
+ * Chooses among the weight files of a component: those of the preferred variant, or else of the other. Where it is not known whether there are any of the
+ * preferred variant, their likeliest name is the answer.
+ */
+export function findWeightFiles(
+  component: string,
+  has: (file: string) => Presence,
+  preferred: Variant,
+): WeightFiles | undefined {
+  for (const variant of preferred === 'full' ? (['full', 'fp16'] as const) : (['fp16', 'full'] as const)) {
+    const names = weightNames(component, variant);
+    const found =
+      names.find(({ file }) => has(file) === 'yes') ?? names.find(({ file }) => has(file) === 'unknown');
+    if (found !== undefined) return found;
   }
-  throw noWeights(component, stem);
+  return undefined;
+}
+
+/** What the file of a component's weights is called before its variant and ending. */
+export function weightStem(component: string): string {
+  return stemOf[component] ?? diffusersStem;
 }
 
 /**

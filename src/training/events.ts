@@ -3,6 +3,7 @@ export type TrainingEvent =
   | StartedEvent
   | ProgressEvent
   | StageEvent
+  | DownloadEvent
   | WarningEvent
   | CheckpointEvent
   | SamplesEvent
@@ -46,6 +47,19 @@ export interface StageEvent {
   readonly name: string;
   readonly done: number;
   readonly total: number;
+}
+
+/** Some of a model has come from the hub. */
+export interface DownloadEvent {
+  readonly kind: 'download';
+  /** "organisation/name" */
+  readonly model: string;
+  readonly bytes: number;
+  /** Of all files that are needed, with those that were here before. */
+  readonly totalBytes: number;
+  readonly bytesPerSecond: number;
+  /** Undefined while there is nothing to estimate it from. */
+  readonly secondsLeft: number | undefined;
 }
 
 export interface WarningEvent {

@@ -11,23 +11,21 @@ import { isObject, type Json } from '../formats/json-config.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
 import { emaName } from '../optim/ema.js';
 import { type PredictionType, predictionTypes } from '../pretrained/architectures.js';
-import { type LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
+import type { Variant } from '../pretrained/weights.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readCheckpoint } from '../training/checkpoint.js';
 import type { TrainingListener } from '../training/events.js';
 import { latestCheckpoint, readRunConfig, runFiles } from '../training/run-folder.js';
+import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { Cleanup } from './cleanup.js';
 import { ownEngine } from './own-engine.js';
-import { shippedModelPath } from './shipped.js';
 
-export interface GenerateOptions {
+/** Without a `model`, the run's own is taken; with one, it stands in for it, which helps where a folder has moved. */
+export interface GenerateOptions extends BaseModelOptions {
   /** A run folder: its model and what it learnt. */
   readonly run?: string;
-  /** A diffusers model folder or a single-file checkpoint, in place of a run, or in place of the run's own when that has moved. */
-  readonly model?: string;
-  /** What the denoiser predicts, where the model does not say it, or says it wrongly; the run's by default. */
-  readonly predictionType?: PredictionType;
   readonly prompts: readonly string[];
   /** Pictures of each prompt. Default 1. */
   readonly numImages?: number;
@@ -72,9 +70,11 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
     throw new UsageError(`--seed ${seed}: expected a whole number of at least 0.`);
   }
   const learnt = options.run === undefined ? undefined : await readRun(options.run);
-  const predictionType = options.predictionType ?? learnt?.predictionType;
-  const model = await StableDiffusion.open(options.model ?? learnt?.model ?? shippedModelPath(), {
-    ...(predictionType && { predictionType }),
+  const { model } = await openBaseModel({
+    ...options,
+    model: options.model ?? learnt?.model,
+    variant: options.variant ?? learnt?.variant,
+    predictionType: options.predictionType ?? learnt?.predictionType,
   });
   const { scheduler, useKarrasSigmas } = options;
   model.scheduler.sampler({ scheduler, useKarrasSigmas });
@@ -158,6 +158,7 @@ function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): vo
 
 interface Learnt {
   readonly model: string;
+  readonly variant: Variant;
   readonly predictionType: PredictionType | undefined;
   readonly resolution: number;
   readonly lora: LoraSettings;
@@ -194,8 +195,17 @@ async function readRun(path: string): Promise<Learnt> {
     typeof instancePrompt === 'string' && typeof classPrompt === 'string'
       ? readSubjectPrompt({ instancePrompt, classPrompt })
       : undefined;
+  const variant = config.variant === 'fp16' ? 'fp16' : 'full';
   const predictionType = predictionTypes.find((type) => type === config.predictionType);
-  return { model: config.model, predictionType, resolution: number('resolution'), lora, factors, subject };
+  return {
+    model: config.model,
+    variant,
+    predictionType,
+    resolution: number('resolution'),
+    lora,
+    factors,
+    subject,
+  };
 }
 
 async function readFactors(

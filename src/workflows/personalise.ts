@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { access } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import {
   type BucketSettings,
   bucketSizes,
@@ -22,10 +22,10 @@ import type { Engine, State } from '../engine/engine.js';
 import { CancelledError, UsageError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
 import { adamw } from '../optim/adamw.js';
-import type { PredictionType } from '../pretrained/architectures.js';
 import { type LoraDescription, loraFromFactors } from '../pretrained/lora.js';
 import { writeLoraFiles } from '../pretrained/lora-file.js';
-import { type LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { LocatedModel } from '../pretrained/model-reference.js';
+import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
@@ -33,19 +33,15 @@ import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { LatentStore } from '../training/latent-store.js';
 import { Personalisation, type PersonalisationSettings, type RowText } from '../training/personalisation.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
+import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
 import { readEnvironment } from './environment.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
 import { eventPictures, readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
-import { shippedModelPath } from './shipped.js';
 
-export interface PersonaliseOptions extends Partial<PersonaliseSettings> {
-  /** A diffusers model folder or a single-file checkpoint; the shipped base by default. */
-  readonly model?: string;
-  /** What the denoiser predicts, where the model does not say it, or says it wrongly. */
-  readonly predictionType?: PredictionType;
+export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseModelOptions {
   /** A folder of three to six photographs of the subject, or a list of files. */
   readonly images: string | readonly string[];
   /** Names the subject by a rare token: "a photo of sks backpack". */
@@ -94,9 +90,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const started = performance.now();
   const settings = completeSettings(settingsOf(options), options.preset);
   const subject = readSubjectPrompt(options);
-  const modelPath = options.model ?? shippedModelPath();
-  const { predictionType } = options;
-  const model = await StableDiffusion.open(modelPath, { ...(predictionType && { predictionType }) });
+  const { model, located } = await openBaseModel(options);
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
   model.scheduler.sampler(settings);
@@ -127,7 +121,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   return Cleanup.after(async (cleanup) => {
     const run = await RunFolder.open(options.output, {
       config: {
-        ...runConfig(modelPath, predictionType, digests, subject, resolution, settings, references.images),
+        ...runConfig(located, options, digests, subject, resolution, settings, references.images),
         ...(references.images.some(({ caption }) => caption) ? { captions: instancePrompts } : {}),
       },
       adjustable: adjustableSettings,
@@ -287,7 +281,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       run,
       subject,
       settings,
-      model: modelPath,
+      model: located.identity,
       resolution,
       references: references.images,
       environment,
@@ -338,6 +332,8 @@ function drawing<T>(work: Promise<T>): Promise<T> {
 function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
   const {
     model: _model,
+    variant: _variant,
+    offline: _offline,
     predictionType: _prediction,
     images: _images,
     instancePrompt: _instance,
@@ -420,8 +416,8 @@ function stepSettings(
 
 /** All that is needed to repeat the run, and to notice when something else is asked for. Pictures count by their pixels, not by their place. */
 function runConfig(
-  modelPath: string,
-  predictionType: PredictionType | undefined,
+  located: LocatedModel,
+  { variant, predictionType }: BaseModelOptions,
   digests: Readonly<Record<string, string>>,
   subject: SubjectPrompt,
   resolution: number,
@@ -430,7 +426,9 @@ function runConfig(
 ): Record<string, Json> {
   const { checkpointsTotalLimit: _limit, ...kept } = settings;
   return {
-    model: resolve(modelPath),
+    model: located.identity,
+    // The default is left out, so that runs from before there was a choice can be gone on with.
+    ...(variant === undefined || variant === 'full' ? {} : { variant }),
     ...(predictionType && { predictionType }),
     modelDigests: digests,
     instancePrompt: subject.instancePrompt,

@@ -22,12 +22,14 @@ test('generate passes its flags on and writes the paths of the pictures, one a l
     }),
   );
   const flags =
-    '--run r --model m --output out --num-images 2 --seed 5 --steps 20 --guidance-scale 3 --scheduler dpm --use-karras-sigmas --negative-prompt blue --resolution 96 --threads 1';
+    '--run r --model m --variant fp16 --offline --output out --num-images 2 --seed 5 --steps 20 --guidance-scale 3 --scheduler dpm --use-karras-sigmas --negative-prompt blue --resolution 96 --threads 1';
   const prompts = ['--prompt', 'a sks dog', '--prompt', 'a dog in the snow'];
   const { status, out, err } = await callMain(['generate', ...flags.split(' '), ...prompts], { generate });
   assert.deepEqual(asked, {
     run: 'r',
     model: 'm',
+    variant: 'fp16',
+    offline: true,
     prompts: ['a sks dog', 'a dog in the snow'],
     output: 'out',
     numImages: 2,

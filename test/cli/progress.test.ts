@@ -103,3 +103,23 @@ test('durations are written for people', () => {
     '100 h 00 min',
   ]);
 });
+
+test('a download tells how far it is, how fast, and how long it will take', () => {
+  const stream = { text: '', write: (text: string) => (stream.text += text) };
+  const listener = progressListener(stream);
+  for (let done = 0; done <= 1000; done++) {
+    listener({
+      kind: 'download',
+      model: 'someone/model',
+      bytes: done * 2.7e6,
+      totalBytes: 2.7e9,
+      bytesPerSecond: done === 0 ? 0 : 45e6,
+      secondsLeft: done === 0 ? undefined : (1000 - done) * 0.06,
+    });
+  }
+  const lines = stream.text.trimEnd().split('\n');
+  assert.equal(lines.length, 11);
+  assert.equal(lines[0], 'downloading someone/model  0 B of 2.70 GB');
+  assert.equal(lines[5], 'downloading someone/model  1.35 GB of 2.70 GB  45.0 MB/s  30 s left');
+  assert.equal(lines[10], 'downloading someone/model  2.70 GB of 2.70 GB');
+});

@@ -1,0 +1,42 @@
+import type { PredictionType } from '../pretrained/architectures.js';
+import { type LocatedModel, locateModel } from '../pretrained/model-reference.js';
+import { StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { Variant } from '../pretrained/weights.js';
+import type { TrainingListener } from '../training/events.js';
+import { shippedModelPath } from './shipped.js';
+
+/** Which model is meant, and how to come by it. */
+export interface BaseModelOptions {
+  /**
+   * A diffusers model folder, a single-file checkpoint, or a model of the Hugging Face hub: "organisation/name" or "organisation/name@revision". The shipped
+   * base by default.
+   */
+  readonly model?: string | undefined;
+  /** What the denoiser predicts, where the model does not say it, or says it wrongly. */
+  readonly predictionType?: PredictionType | undefined;
+  /** The weights to take where a model has both: "fp16" is half the download. Default "full". */
+  readonly variant?: Variant | undefined;
+  /** Opens no connection: a model of the hub has to be in its cache. */
+  readonly offline?: boolean | undefined;
+  readonly onEvent?: TrainingListener | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Finds the model that the options name, downloading it if need be, and opens it. */
+export async function openBaseModel({
+  model: reference = shippedModelPath(),
+  variant,
+  predictionType,
+  offline,
+  onEvent,
+  signal,
+}: BaseModelOptions): Promise<{ model: StableDiffusion; located: LocatedModel }> {
+  const located = await locateModel(reference, {
+    variant,
+    offline,
+    signal,
+    onProgress: (progress) => onEvent?.({ kind: 'download', ...progress }),
+    onWarning: (message) => onEvent?.({ kind: 'warning', message }),
+  });
+  return { model: await StableDiffusion.open(located.path, { variant, predictionType }), located };
+}
