@@ -7,6 +7,7 @@ test('the public API is small, and exactly this', () => {
     'CancelledError',
     'DivergedError',
     'EngineError',
+    'HubError',
     'InputError',
     'ModelError',
     'OutputError',
@@ -18,6 +19,7 @@ test('the public API is small, and exactly this', () => {
     'createNodeEngine',
     'devices',
     'generate',
+    'locateModel',
     'personalise',
     'personaliseDefaults',
     'presets',
@@ -38,7 +40,7 @@ test('errors that a user can cause have exit codes of their own', () => {
         ]
       : [],
   );
-  assert.equal(codes.length, 8);
-  assert.equal(new Set(codes.map(([, code]) => code)).size, 8);
+  assert.equal(codes.length, 9);
+  assert.equal(new Set(codes.map(([, code]) => code)).size, 9);
   assert.ok(codes.every(([, code]) => code > 1));
 });
