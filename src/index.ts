@@ -47,11 +47,17 @@ export type {
   WarningEvent,
 } from './training/events.js';
 export { type GenerateOptions, generate } from './workflows/generate.js';
+export type { MemoryEstimate, MemoryPart, MemoryPhase } from './workflows/memory-estimate.js';
 export {
   type PersonaliseSettings,
   type PresetName,
   personaliseDefaults,
   presets,
 } from './workflows/personalisation-settings.js';
-export { type PersonaliseOptions, type PersonaliseResult, personalise } from './workflows/personalise.js';
+export {
+  estimatePersonalisation,
+  type PersonaliseOptions,
+  type PersonaliseResult,
+  personalise,
+} from './workflows/personalise.js';
 export { shippedModelPath } from './workflows/shipped.js';

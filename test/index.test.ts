@@ -18,6 +18,7 @@ test('the public API is small, and exactly this', () => {
     'UsageError',
     'createNodeEngine',
     'devices',
+    'estimatePersonalisation',
     'generate',
     'locateModel',
     'personalise',

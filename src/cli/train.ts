@@ -1,4 +1,6 @@
+import { Option } from 'commander';
 import { devices } from '../engine/device.js';
+import type { MemoryEstimate } from '../workflows/memory-estimate.js';
 import { personaliseDefaults, presets } from '../workflows/personalisation-settings.js';
 import type { PersonaliseOptions } from '../workflows/personalise.js';
 import { type CommandFactory, createCommand, requireFlags } from './command.js';
@@ -18,6 +20,7 @@ import {
 import { progressListener } from './progress.js';
 
 type Personalise = (options: PersonaliseOptions) => Promise<{ readonly run: string }>;
+type Estimate = (options: PersonaliseOptions) => Promise<MemoryEstimate>;
 
 const EXAMPLE = 'portrayal train --images photos/ --prompt "a photo of sks backpack" --output runs/backpack';
 
@@ -36,13 +39,20 @@ const withoutEffect = ['mixedPrecision'];
 const startPersonalise: Personalise = async (options) =>
   (await import('../workflows/personalise.js')).personalise(options);
 
+const startEstimate: Estimate = async (options) =>
+  (await import('../workflows/personalise.js')).estimatePersonalisation(options);
+
 /** `portrayal train`: its flags are those of diffusers' DreamBooth script, with shorter names for the frequent ones. */
 export const trainCommand: CommandFactory = (terminal) => createTrainCommand(terminal, startPersonalise);
 
-/** @param personalise is called with what the flags say */
+/**
+ * @param personalise is called with what the flags say
+ * @param estimate is called in its place for --dry-run
+ */
 export function createTrainCommand(
   terminal: Parameters<CommandFactory>[0],
   personalise: Personalise,
+  estimate: Estimate = startEstimate,
 ): ReturnType<CommandFactory> {
   const command = createCommand('train', terminal).usage('--images DIR --prompt TEXT --output DIR [FLAGS]');
   const d = personaliseDefaults;
@@ -89,6 +99,8 @@ export function createTrainCommand(
       atLeast: 1,
     }),
     wholeOption('--threads <n>', 'Processors to use (default: all)', { atLeast: 1 }),
+    ...switchOptions('--memory-check', 'Refuse what the machine has not the memory for (default: on)'),
+    new Option('--dry-run', 'Only check the input, and tell the memory that it would take'),
     choiceOption(
       '--device <name>',
       'cpu, cuda, webgpu, dml or coreml (default: cpu; the others are new)',
@@ -231,14 +243,31 @@ export function createTrainCommand(
   command.addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
   return command.action(async () => {
     requireFlags(command, ['instanceDataDir', 'instancePrompt', 'outputDir'], EXAMPLE);
+    const { dryRun, ...flags } = command.opts();
     const listener = progressListener(terminal.err);
+    if (dryRun) {
+      const found = await estimate({ ...personaliseOptions(flags), onEvent: listener });
+      terminal.out.write(describeEstimate(found));
+      return;
+    }
     const { run } = await interruptible(
       (message) => listener({ kind: 'warning', message }),
       'Finishing this step, then saving',
-      (signal) => personalise({ ...personaliseOptions(command.opts()), onEvent: listener, signal }),
+      (signal) => personalise({ ...personaliseOptions(flags), onEvent: listener, signal }),
     );
     terminal.err.write(`Draw with it:\n  portrayal generate --run ${run} --prompt "…" --output pictures/\n`);
   });
+}
+
+/** A line for each phase and each part of it that counts, in MiB. */
+function describeEstimate({ phases, available }: MemoryEstimate): string {
+  const line = (what: string, bytes: number): string =>
+    `${String(Math.round(bytes / 2 ** 20)).padStart(8)} MiB  ${what}\n`;
+  const told = phases.map(({ name, parts, total }) => {
+    const large = [...parts].filter(({ bytes }) => bytes >= total / 50).sort((a, b) => b.bytes - a.bytes);
+    return line(name, total) + large.map(({ what, bytes }) => line(`  ${what}`, bytes)).join('');
+  });
+  return `${told.join('')}${line('can be had', available)}`;
 }
 
 function onOff(value: boolean): string {

@@ -14,7 +14,7 @@ import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
 export interface TextToImageOptions {
   /** Side of the pictures in pixels; the model's own by default. */
   readonly resolution?: number;
-  /** Pictures drawn at once. Default 4. */
+  /** Pictures drawn at once. Default: `drawnAtOnce`. */
   readonly batchSize?: number;
   /** Read low-rank factors of this shape from the state given to `draw`. */
   readonly lora?: LoraSettings;
@@ -54,16 +54,62 @@ export interface DrawnImage {
   readonly pixels: Uint8Array;
 }
 
+/** What drawing runs. */
+export interface DrawingGraphs {
+  /** One prompt. */
+  readonly text: Graph;
+  /** So many rows: each picture has one, and with guidance another. */
+  readonly denoiser: (rows: number) => Graph;
+  readonly decode: Graph;
+}
+
+export function drawingGraphs(model: StableDiffusion, options: TextToImageOptions = {}): DrawingGraphs {
+  const { resolution = model.resolution, batchSize = drawnAtOnce(resolution), lora } = options;
+  const shape = model.latentShape(resolution);
+
+  const text = new Graph('text_encoder');
+  const { result: embedding } = model.textEncoder(text, 1, lora);
+  for (const [name, value] of Object.entries(embedding)) text.output(name, value);
+
+  const denoiser = (rows: number): Graph => {
+    const denoise = new Graph('denoiser');
+    const inputs = {
+      sample: denoise.input('sample', 'float32', [rows, ...shape]),
+      timestep: denoise.input('timestep', 'float32', [rows]), // some samplers stop between timesteps
+      condition: model.condition(denoise, rows),
+    };
+    denoise.output('prediction', model.denoiser(denoise, inputs, { lora }).result);
+    return denoise;
+  };
+
+  const decode = new Graph('decoder');
+  const latents = decode.input('latents', 'float32', [batchSize, ...shape]);
+  decode.output('pixels', model.decoder(decode, div(latents, model.vaeConfig.scalingFactor)));
+  return { text, denoiser, decode };
+}
+
+/** Up to this many pixels drawing several pictures at once is faster; beyond it takes only more memory. */
+const PIXELS_AT_ONCE = 4 * 256 ** 2;
+const MOST_AT_ONCE = 4;
+
+/** How many pictures of this side in pixels are drawn at once. It follows from nothing else, since the last bits of a picture depend on it. */
+export function drawnAtOnce(resolution: number): number {
+  return Math.max(1, Math.min(MOST_AT_ONCE, Math.floor(PIXELS_AT_ONCE / resolution ** 2)));
+}
+
 /** Draws pictures from prompts with a sampler and classifier-free guidance. Its programs are compiled once. */
 export class TextToImage {
+  readonly #denoisers = new Map<number, Promise<Program>>();
+
   private constructor(
     private readonly model: StableDiffusion,
     private readonly resolution: number,
     private readonly shape: readonly [number, number, number],
     /** Pictures drawn at once. */
     readonly batch: number,
+    private readonly engine: Engine,
+    private readonly denoiserGraph: (rows: number) => Graph,
     private readonly textProgram: Program,
-    private readonly denoiseProgram: Program,
     private readonly decodeProgram: Program,
   ) {}
 
@@ -73,33 +119,17 @@ export class TextToImage {
     engine: Engine,
     options: TextToImageOptions = {},
   ): Promise<TextToImage> {
-    const { resolution = model.resolution, batchSize = 4, lora } = options;
+    const { resolution = model.resolution, batchSize = drawnAtOnce(resolution) } = options;
     const shape = model.latentShape(resolution);
-
-    const text = new Graph('text_encoder');
-    const { result: embedding } = model.textEncoder(text, 1, lora);
-    for (const [name, value] of Object.entries(embedding)) text.output(name, value);
-
-    const denoise = new Graph('denoiser');
-    const doubled = 2 * batchSize;
-    const inputs = {
-      sample: denoise.input('sample', 'float32', [doubled, ...shape]),
-      timestep: denoise.input('timestep', 'float32', [doubled]), // some samplers stop between timesteps
-      condition: model.condition(denoise, doubled),
-    };
-    denoise.output('prediction', model.denoiser(denoise, inputs, { lora }).result);
-
-    const decode = new Graph('decoder');
-    const latents = decode.input('latents', 'float32', [batchSize, ...shape]);
-    decode.output('pixels', model.decoder(decode, div(latents, model.vaeConfig.scalingFactor)));
-
+    const { text, denoiser, decode } = drawingGraphs(model, options);
     return new TextToImage(
       model,
       resolution,
       shape,
       batchSize,
+      engine,
+      denoiser,
       await engine.compile(text),
-      await engine.compile(denoise),
       await engine.compile(decode),
     );
   }
@@ -131,8 +161,18 @@ export class TextToImage {
 
   /** Frees the programs' memory. */
   async release(): Promise<void> {
-    for (const program of [this.textProgram, this.denoiseProgram, this.decodeProgram])
-      await program.release();
+    for (const program of this.#denoisers.values()) await (await program).release();
+    for (const program of [this.textProgram, this.decodeProgram]) await program.release();
+  }
+
+  /** The denoiser for so many rows: with guidance each picture has two, without it one. Compiled when it is first needed. */
+  #denoiser(rows: number): Promise<Program> {
+    let program = this.#denoisers.get(rows);
+    if (!program) {
+      program = this.engine.compile(this.denoiserGraph(rows));
+      this.#denoisers.set(rows, program);
+    }
+    return program;
   }
 
   async #drawBatch(
@@ -148,24 +188,29 @@ export class TextToImage {
     for (const prompt of new Set(filled.map((r) => r.prompt)))
       known.set(prompt, await this.embed(prompt, state));
     const wanted = filled.map((r) => known.get(r.prompt)!);
-    const unwanted = await this.#unwanted(negativePrompt, wanted[0]!, state);
+    const guided = guidanceScale !== 1;
+    const unwanted = guided ? await this.#unwanted(negativePrompt, wanted[0]!, state) : undefined;
     const { resolution } = this;
-    const doubled = 2 * this.batch;
+    const rows = guided ? 2 * this.batch : this.batch;
+    const denoiser = await this.#denoiser(rows);
     const size = this.model.sizeFeeds(wholePicture(resolution, resolution));
     const condition = batchRows(
-      [...filled.map(() => unwanted), ...wanted].map((embedding) => ({ ...embedding, ...size })),
+      [...(unwanted ? filled.map(() => unwanted) : []), ...wanted].map((embedding) => ({
+        ...embedding,
+        ...size,
+      })),
     );
     const randoms = filled.map(({ seed }) => new TorchRandom(seed));
     const drawNoise = () => concatRows(randoms.map((random) => random.normals([1, ...this.shape])));
     const denoise = async (sample: Tensor<'float32'>, t: number) => {
       if (signal?.aborted) throw new CancelledError('Stopped while drawing; the same command starts again.');
-      const timestep = full([doubled], t);
-      const { prediction } = await this.denoiseProgram.run({ sample, timestep, ...condition }, state);
+      const timestep = full([rows], t);
+      const { prediction } = await denoiser.run({ sample, timestep, ...condition }, state);
       return prediction as Tensor<'float32'>;
     };
     const latents = await sampler({
       steps,
-      denoise: withGuidance(denoise, guidanceScale),
+      denoise: guided ? withGuidance(denoise, guidanceScale) : denoise,
       noise: drawNoise(),
       drawNoise,
       onStep,

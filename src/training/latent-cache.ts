@@ -28,7 +28,7 @@ export class LatentEncoder {
     const key = shape.join();
     let program = this.#programs.get(key);
     if (!program) {
-      program = this.#compile(shape);
+      program = this.engine.compile(encoderGraph(this.model, shape));
       this.#programs.set(key, program);
     }
     const { mean, logvar } = await (await program).run({ pixels: float32(shape, pixels.data) });
@@ -39,14 +39,15 @@ export class LatentEncoder {
     for (const program of this.#programs.values()) await (await program).release();
     this.#programs.clear();
   }
+}
 
-  #compile(shape: readonly number[]): Promise<Program> {
-    const graph = new Graph('encoder');
-    const { mean, logVariance } = this.model.encoder(graph, graph.input('pixels', 'float32', shape));
-    graph.output('mean', mean);
-    graph.output('logvar', logVariance);
-    return this.engine.compile(graph);
-  }
+/** Pictures [1, 3, H, W] to the posterior over latents. */
+export function encoderGraph(model: StableDiffusion, shape: readonly number[]): Graph {
+  const graph = new Graph('encoder');
+  const { mean, logVariance } = model.encoder(graph, graph.input('pixels', 'float32', shape));
+  graph.output('mean', mean);
+  graph.output('logvar', logVariance);
+  return graph;
 }
 
 export interface LatentOptions {

@@ -12,7 +12,7 @@ import { readSafetensorsFile } from '../formats/safetensors-file.js';
 import { emaName } from '../optim/ema.js';
 import { type PredictionType, predictionTypes } from '../pretrained/architectures.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
-import { TextToImage } from '../pretrained/text-to-image.js';
+import { drawnAtOnce, TextToImage } from '../pretrained/text-to-image.js';
 import type { Variant } from '../pretrained/weights.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readCheckpoint } from '../training/checkpoint.js';
@@ -109,7 +109,7 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
     const drawer = cleanup.release(
       await TextToImage.create(model, engine, {
         resolution,
-        batchSize: Math.min(4, requests.length),
+        batchSize: Math.min(drawnAtOnce(resolution), requests.length),
         ...(learnt ? { lora: learnt.lora } : {}),
       }),
     );

@@ -37,6 +37,7 @@ import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
 import { readEnvironment } from './environment.js';
+import { estimateMemory, type MemoryEstimate, type MemoryNeeds, requireMemory } from './memory-estimate.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
 import { eventPictures, readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
@@ -61,6 +62,8 @@ export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseMo
   readonly threads?: number;
   /** Where graphs run; the processor by default. */
   readonly device?: Device;
+  /** Refuse to start what this machine has not the memory for, by an estimate. Default true. */
+  readonly memoryCheck?: boolean;
   /** Runs graphs; made and closed by this call when it is left out. */
   readonly engine?: Engine;
   readonly onEvent?: TrainingListener;
@@ -79,15 +82,8 @@ export interface PersonaliseResult {
   readonly steps: number;
 }
 
-/**
- * Teaches a model one subject from a few photographs: trains a LoRA, draws the subject before and after, and writes a run folder with everything in it.
- *
- * @throws UsageError, InputError, ModelError, RunError or OutputError for what the user can mend; DivergedError when training leaves the finite numbers;
- *   CancelledError when the signal is raised, with everything saved.
- */
-export async function personalise(options: PersonaliseOptions): Promise<PersonaliseResult> {
-  const { onEvent, signal } = options;
-  const started = performance.now();
+/** What is known before anything is written or compiled. */
+async function prepare(options: PersonaliseOptions) {
   const settings = completeSettings(settingsOf(options), options.preset);
   const subject = readSubjectPrompt(options);
   const { model, located } = await openBaseModel(options);
@@ -104,6 +100,43 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     caption ? captionPrompt(caption, subject) : subject.instancePrompt,
   );
   const sizes = references.images.map(cutTo);
+  const lora: LoraSettings = {
+    rank: settings.rank,
+    alpha: settings.loraAlpha,
+    textEncoder: settings.trainTextEncoder,
+  };
+  return { settings, subject, model, located, resolution, references, instancePrompts, sizes, lora };
+}
+
+type Prepared = Awaited<ReturnType<typeof prepare>>;
+
+function memoryNeeds({ settings, lora, resolution, sizes }: Prepared): MemoryNeeds {
+  return { step: stepSettings(settings, lora, resolution), sizes, guided: settings.guidanceScale !== 1 };
+}
+
+/**
+ * What `personalise` would need of memory with these options. Nothing is compiled or written.
+ *
+ * @throws UsageError, InputError or ModelError, as `personalise` would.
+ */
+export async function estimatePersonalisation(options: PersonaliseOptions): Promise<MemoryEstimate> {
+  const prepared = await prepare(options);
+  return estimateMemory(prepared.model, memoryNeeds(prepared));
+}
+
+/**
+ * Teaches a model one subject from a few photographs: trains a LoRA, draws the subject before and after, and writes a run folder with everything in it.
+ *
+ * @throws UsageError, InputError, ModelError, RunError or OutputError for what the user can mend; EngineError when the machine has not the memory for it;
+ *   DivergedError when training leaves the finite numbers;
+ *   CancelledError when the signal is raised, with everything saved.
+ */
+export async function personalise(options: PersonaliseOptions): Promise<PersonaliseResult> {
+  const { onEvent, signal } = options;
+  const started = performance.now();
+  const prepared = await prepare(options);
+  const { settings, subject, model, located, resolution, references, instancePrompts, sizes, lora } =
+    prepared;
   const digests = await model.digests();
   const environment = readEnvironment(options);
   const prompts = settings.validationPrompts ?? [subject.instancePrompt, ...scenePrompts(subject)];
@@ -112,12 +145,9 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     ...withoutToken(prompts, subject),
     ...truncations(model, [...instancePrompts, subject.classPrompt, ...prompts]),
   ];
-
-  const lora: LoraSettings = {
-    rank: settings.rank,
-    alpha: settings.loraAlpha,
-    textEncoder: settings.trainTextEncoder,
-  };
+  if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
+    requireMemory(model, memoryNeeds(prepared));
+  }
   return Cleanup.after(async (cleanup) => {
     const run = await RunFolder.open(options.output, {
       config: {
@@ -345,6 +375,7 @@ function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
     resumeFromCheckpoint: _resume,
     threads: _threads,
     device: _device,
+    memoryCheck: _memoryCheck,
     engine: _engine,
     onEvent: _onEvent,
     signal: _signal,

@@ -110,6 +110,7 @@ test('switches go both ways', async () => {
     '--captions': 'captions',
     '--enable-bucket': 'enableBucket',
     '--cache-latents-to-disk': 'cacheLatentsToDisk',
+    '--memory-check': 'memoryCheck',
   };
   for (const [flag, option] of Object.entries(names)) {
     assert.deepEqual((await train(...needed, flag)).asked, { ...asNeeded, [option]: true });
@@ -185,4 +186,33 @@ test("flags of diffusers' script that set nothing here are taken where they ask 
   const { status, err } = await train(...needed, '--mixed_precision=fp16');
   assert.equal(status, 2);
   assert.equal(err, '--mixed-precision fp16: only "no" is supported. Training is done in 32-bit floats.\n');
+});
+
+test('--dry-run tells the memory by phase and trains nothing', async () => {
+  let asked: PersonaliseOptions | undefined;
+  const parts = [
+    { what: 'denoiser: activations', bytes: 3 * 2 ** 30 },
+    { what: 'denoiser: engine', bytes: 2 ** 20 },
+  ];
+  const peak = { name: 'training', parts, total: 3 * 2 ** 30 + 2 ** 20 };
+  const command = entry((terminal) =>
+    createTrainCommand(
+      terminal,
+      () => assert.fail('it trains'),
+      async ({ onEvent, ...options }) => {
+        assert.ok(onEvent);
+        asked = options;
+        return { phases: [peak], peak, available: 2 ** 33 };
+      },
+    ),
+  );
+  const { status, out } = await callMain(['train', ...needed, '--dry-run'], { train: command });
+  assert.equal(status, 0);
+  assert.deepEqual(asked, asNeeded);
+  assert.deepEqual(out.split('\n'), [
+    '    3073 MiB  training',
+    '    3072 MiB    denoiser: activations',
+    '    8192 MiB  can be had',
+    '',
+  ]);
 });

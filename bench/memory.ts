@@ -1,0 +1,139 @@
+// Compares the estimate of a run's memory with the most that the run held, each in a process of its own.
+// npm run bench:memory -- [--write] [--threads N]; --write puts the table into docs/benchmarks.md. Takes some minutes and up to 4 GiB.
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { availableParallelism, cpus, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs, promisify } from 'node:util';
+import { onnxRuntimeVersion } from '../src/engine/version.js';
+import { estimatePersonalisation, type PersonaliseOptions } from '../src/workflows/personalise.js';
+import { bundledSubjectPath } from '../src/workflows/shipped.js';
+import { writeRandomModel } from './random-model.js';
+
+const { values: flags } = parseArgs({
+  options: {
+    write: { type: 'boolean', default: false },
+    threads: { type: 'string', default: String(availableParallelism()) },
+  },
+});
+
+/** Of a third of Stable Diffusion's width, with attention at its first two levels and in the autoencoder: 26 M parameters. */
+const midSize = {
+  unet: {
+    block_out_channels: [96, 192, 320],
+    attention_head_dim: 8,
+    down_block_types: ['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],
+    up_block_types: ['UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
+    norm_num_groups: 32,
+    in_channels: 4,
+    out_channels: 4,
+    sample_size: 64,
+  },
+  vae: {
+    block_out_channels: [32, 64, 128, 128],
+    latent_channels: 4,
+    norm_num_groups: 8,
+    down_block_types: new Array(4).fill('DownEncoderBlock2D'),
+    up_block_types: new Array(4).fill('UpDecoderBlock2D'),
+    mid_block_add_attention: true,
+  },
+};
+
+const SHIPPED = 'shipped base';
+const cases: readonly (readonly [model: string, what: string, options: Partial<PersonaliseOptions>])[] = [
+  [SHIPPED, '64 px, batch 4 + 4', { trainBatchSize: 4 }],
+  ['mid-size', '256 px, batch 1 + 1', { resolution: 256 }],
+  ['mid-size', '256 px, batch 2 + 2', { resolution: 256, trainBatchSize: 2 }],
+  ['mid-size', '256 px, batch 4 + 4', { resolution: 256, trainBatchSize: 4 }],
+  [
+    'mid-size',
+    '256 px, batch 2 + 2, gradient checkpointing, text encoder',
+    { resolution: 256, trainBatchSize: 2, gradientCheckpointing: true, trainTextEncoder: true },
+  ],
+  ['mid-size', '384 px, batch 1 + 1', { resolution: 384, guidanceScale: 1 }],
+  [
+    'mid-size',
+    '384 px, batch 1 + 1, gradient checkpointing',
+    { resolution: 384, gradientCheckpointing: true, guidanceScale: 1 },
+  ],
+  [
+    'mid-size',
+    '384 px, batch 2, DreamBooth alone',
+    {
+      resolution: 384,
+      trainBatchSize: 2,
+      method: 'dreambooth',
+      withPriorPreservation: false,
+      guidanceScale: 1,
+    },
+  ],
+];
+
+const folder = await mkdtemp(join(tmpdir(), 'portrayal-memory-'));
+try {
+  const midSizePath = join(folder, 'model');
+  await writeRandomModel(midSizePath, midSize);
+  const rows: string[] = [];
+  for (const [i, [model, what, changes]] of cases.entries()) {
+    const options: PersonaliseOptions = {
+      ...(model === SHIPPED ? {} : { model: midSizePath }),
+      images: bundledSubjectPath(),
+      instancePrompt: 'a photo of sks backpack',
+      classPrompt: 'a photo of backpack',
+      output: join(folder, `run-${i}`),
+      steps: 2,
+      numClassImages: 1,
+      validationPrompts: ['a sks backpack'],
+      numValidationImages: 1,
+      samplingSteps: 1,
+      // Random networks are far from any picture: with small steps their training stays finite.
+      criticLearningRate: 1e-7,
+      threads: Number(flags.threads),
+      memoryCheck: false,
+      ...changes,
+    };
+    const { peak } = await estimatePersonalisation(options);
+    const program = fileURLToPath(new URL('./memory-run.js', import.meta.url));
+    const { stdout } = await promisify(execFile)(process.execPath, [program, JSON.stringify(options)]);
+    const measured = Number(stdout);
+    const mebibytes = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
+    const error = peak.total / measured - 1;
+    const cells = [
+      model,
+      what,
+      peak.name,
+      mebibytes(peak.total),
+      mebibytes(measured),
+      `${error > 0 ? '+' : ''}${(100 * error).toFixed(0)} %`,
+    ];
+    rows.push(`| ${cells.join(' | ')} |`);
+    process.stdout.write(`${rows.at(-1)}\n`);
+    await rm(options.output, { recursive: true });
+  }
+  if (flags.write) await writeTable(rows);
+} finally {
+  await rm(folder, { recursive: true, force: true });
+}
+
+async function writeTable(rows: readonly string[]): Promise<void> {
+  const path = fileURLToPath(new URL('../../docs/benchmarks.md', import.meta.url));
+  const text = await readFile(path, 'utf8');
+  const [start, end] = [
+    '<!-- memory: written by npm run bench:memory -- --write -->',
+    '<!-- end of memory -->',
+  ];
+  const [from, to] = [text.indexOf(start), text.indexOf(end)];
+  if (from < 0 || to < 0)
+    throw new Error(`${path} has no place for the table, between "${start}" and "${end}"`);
+  const table = [
+    start,
+    `${cpus()[0]?.model.trim()}, ${flags.threads} threads; Node ${process.versions.node}, ONNX Runtime ${onnxRuntimeVersion()}.`,
+    '',
+    '| model | run | needs most while | estimate | measured | error |',
+    '|---|---|---|---|---|---|',
+    ...rows,
+    '',
+  ];
+  await writeFile(path, text.slice(0, from) + table.join('\n') + text.slice(to));
+}

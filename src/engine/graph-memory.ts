@@ -1,0 +1,136 @@
+import type { Graph, Node, Value } from '../onnx/graph.js';
+import type { Operator } from '../onnx/operators.js';
+import { bytesPerElement } from '../tensor/dtype.js';
+
+/** What a compiled graph takes, in bytes. */
+export interface GraphMemory {
+  /** Weights in the layout that kernels like, and what is computed from weights alone and kept. */
+  readonly weights: number;
+  /** The most that intermediate values take at one moment of a run, with inputs and outputs. */
+  readonly activations: number;
+  /** State that the graph updates. */
+  readonly state: number;
+  /** The engine's own structures. */
+  readonly engine: number;
+  readonly total: number;
+}
+
+/** Measured: what ONNX Runtime keeps for each node of a session, and for a session at all. */
+const BYTES_A_NODE = 12 * 1024;
+const BYTES_A_SESSION = 2 * 2 ** 20;
+/** Measured: what the runtime's arena holds for each byte that is alive, since freed pieces do not always fit what comes next. */
+const ARENA = 1.35;
+
+/** ONNX Runtime's kernels that may write their result over an operand that nobody else needs. */
+const inPlace: ReadonlySet<Operator> = new Set([
+  'Neg',
+  'Abs',
+  'Exp',
+  'Log',
+  'Sqrt',
+  'Reciprocal',
+  'Sigmoid',
+  'Tanh',
+  'Relu',
+  'LeakyRelu',
+  'Gelu',
+  'QuickGelu',
+  'Add',
+  'Sub',
+  'Mul',
+  'Div',
+]);
+
+const sizeOf = (value: Value): number => value.size * bytesPerElement[value.dtype];
+
+/**
+ * Estimates what a graph takes when ONNX Runtime has compiled it for the processor and runs it, from the graph alone: nodes are walked in the order in which they
+ * were added, and each value lives from where it is computed to its last use. `npm run bench:memory` compares it with what is measured.
+ */
+export function estimateGraphMemory(graph: Graph): GraphMemory {
+  const nodes = graph.liveNodes();
+  const folded = foldedValues(nodes);
+  const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
+  const weights = weightBytes(run, folded);
+  const activations = ARENA * peakLiveBytes(graph, run);
+  const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
+  const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
+  return { weights, activations, state, engine, total: weights + activations + state + engine };
+}
+
+/** What follows from weights alone: initializers, and what the runtime computes from them once, when it compiles. */
+function foldedValues(nodes: readonly Node[]): Set<Value> {
+  const folded = new Set<Value>();
+  const isFixed = (v: Value | undefined): boolean =>
+    v === undefined || v.origin.kind === 'constant' || v.origin.kind === 'external' || folded.has(v);
+  for (const node of nodes) {
+    for (const v of node.inputs) if (v && isFixed(v)) folded.add(v);
+    if (node.inputs.every(isFixed)) for (const v of node.outputs) folded.add(v);
+  }
+  return folded;
+}
+
+/** Matrix products and convolutions keep a packed copy of a weight each, beside what it was computed from, if it was; any other weight is there once. */
+function weightBytes(run: readonly Node[], folded: ReadonlySet<Value>): number {
+  const plain = new Set<Value>();
+  let bytes = 0;
+  for (const { operator, inputs } of run) {
+    for (const [i, value] of inputs.entries()) {
+      if (!value || !folded.has(value)) continue;
+      const packs =
+        operator === 'MatMul' || operator === 'Gemm' || operator === 'Conv' || operator === 'ConvTranspose';
+      if (packs && i === 1) bytes += sizeOf(value);
+      if (!packs || i !== 1 || value.producer) plain.add(value);
+    }
+  }
+  for (const value of plain) if (value.origin.kind !== 'external') bytes += sizeOf(value);
+  return bytes;
+}
+
+/** The most bytes that are alive at once. */
+export function peakLiveBytes(graph: Graph, order: readonly Node[]): number {
+  // Values that share one piece of memory, by the value that it was made for.
+  const owner = new Map<Value, Value>();
+  const ownerOf = (v: Value): Value => owner.get(v) ?? v;
+  const uses = new Map<Value, number>();
+  const use = (v: Value, n: number): number => {
+    const left = (uses.get(ownerOf(v)) ?? 0) + n;
+    uses.set(ownerOf(v), left);
+    return left;
+  };
+  const remaining = new Map<Value, number>();
+  for (const { inputs } of order)
+    for (const v of inputs) if (v) remaining.set(v, (remaining.get(v) ?? 0) + 1);
+  const kept = new Set<Value>([...graph.outputs.values(), ...graph.updates.values()]);
+
+  const { inputs } = graph.liveSources();
+  let live = inputs.reduce((sum, v) => sum + sizeOf(v), 0);
+  let peak = live;
+  for (const node of order) {
+    const [first] = node.outputs;
+    for (const output of node.outputs) {
+      const base =
+        output === first
+          ? node.inputs.find((v, i) => {
+              if (v?.producer === undefined || kept.has(v)) return false;
+              if (node.operator === 'Reshape') return i === 0;
+              const alone = remaining.get(v) === 1 && uses.get(ownerOf(v)) === 1;
+              return inPlace.has(node.operator) && alone && sizeOf(v) === sizeOf(output);
+            })
+          : undefined;
+      if (base) owner.set(output, ownerOf(base));
+      else live += sizeOf(output);
+      use(output, (remaining.get(output) ?? 0) + (kept.has(output) ? 1 : 0));
+    }
+    peak = Math.max(peak, live);
+    for (const v of node.inputs) {
+      if (v?.producer === undefined) continue;
+      remaining.set(v, remaining.get(v)! - 1);
+      if (use(v, -1) === 0) live -= sizeOf(ownerOf(v));
+    }
+    for (const output of node.outputs) {
+      if (uses.get(ownerOf(output)) === 0) live -= sizeOf(ownerOf(output));
+    }
+  }
+  return peak;
+}

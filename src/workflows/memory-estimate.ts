@@ -1,0 +1,162 @@
+import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js';
+import { availableMemory } from '../engine/available-memory.js';
+import { estimateGraphMemory, type GraphMemory } from '../engine/graph-memory.js';
+import { EngineError } from '../errors.js';
+import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import { drawingGraphs } from '../pretrained/text-to-image.js';
+import { encoderGraph } from '../training/latent-cache.js';
+import { buildStep, type StepSettings } from '../training/personalisation-step.js';
+
+/** What one part of a run holds at its peak, in bytes. */
+export interface MemoryPart {
+  /** "training step, 512x512: activations" */
+  readonly what: string;
+  readonly bytes: number;
+}
+
+/** What one phase of a run holds at its peak. */
+export interface MemoryPhase {
+  /** "drawing", "training" */
+  readonly name: string;
+  readonly parts: readonly MemoryPart[];
+  readonly total: number;
+}
+
+export interface MemoryEstimate {
+  readonly phases: readonly MemoryPhase[];
+  /** The phase that needs most. */
+  readonly peak: MemoryPhase;
+  /** What this machine, or the container, can give. */
+  readonly available: number;
+}
+
+/** Measured: Node with the libraries loaded, the engine's thread and JavaScript's own heap. */
+const PROCESS = 160 * 2 ** 20;
+
+/** What a personalisation builds. */
+export interface MemoryNeeds {
+  readonly step: StepSettings;
+  /** That the photographs are brought to. */
+  readonly sizes: readonly PictureSize[];
+  /** Whether pictures are drawn with guidance. */
+  readonly guided: boolean;
+}
+
+/** Estimates the memory of a personalisation on the processor from its graphs, without compiling or loading anything. */
+export function estimateMemory(
+  model: StableDiffusion,
+  needs: MemoryNeeds,
+  available = availableMemory(),
+): MemoryEstimate {
+  const { step: settings, sizes, guided } = needs;
+  const different = [...new Map(sizes.map((size) => [sizeName(size), size])).values()];
+  const encoders = different.flatMap((size) =>
+    partsOf(
+      `encoder, ${sizeName(size)}`,
+      estimateGraphMemory(encoderGraph(model, [1, 3, size.height, size.width])),
+    ),
+  );
+  const steps = different.map((size) => {
+    const { micro, apply } = buildStep(model, settings, size);
+    return { size, micro: estimateGraphMemory(micro), apply: apply && estimateGraphMemory(apply) };
+  });
+  // The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved.
+  const state = Math.max(...steps.map(({ micro, apply }) => (apply ? apply.state : 0) + micro.state));
+  const training = [
+    ...steps.flatMap(({ size, micro, apply }) => [
+      ...partsOf(`training step, ${sizeName(size)}`, micro),
+      ...(apply && size === different[0] ? partsOf('update', apply) : []),
+    ]),
+    { what: 'LoRA, moments and critic, with copies', bytes: STATE_COPIES * state },
+    ...encoders,
+  ];
+  const phases = [
+    phase('drawing', drawingParts(model, settings.resolution, settings.lora, guided)),
+    phase('training', training),
+  ];
+  const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
+  return { phases, peak, available };
+}
+
+const STATE_COPIES = 3;
+
+/** A change that leaves more than this share is not worth telling. */
+const WORTHWHILE = 0.97;
+
+/** @throws EngineError, with the estimate and what would fit, when the machine has less memory than a personalisation needs. */
+export function requireMemory(
+  model: StableDiffusion,
+  needs: MemoryNeeds,
+  available = availableMemory(),
+): void {
+  const { peak } = estimateMemory(model, needs, available);
+  if (peak.total <= available) return;
+  const changes = [...smaller(model, needs)].flatMap(({ flag, needs: less }) => {
+    const { total } = estimateMemory(model, less, available).peak;
+    if (total > WORTHWHILE * peak.total) return [];
+    return [`${flag} (about ${gigabytes(total)}${total <= available ? '' : ', still too much'})`];
+  });
+  const largest = [...peak.parts].sort((a, b) => b.bytes - a.bytes)[0]!;
+  throw new EngineError(
+    `This run needs about ${gigabytes(peak.total)} of memory while ${peak.name}, most of it for ${largest.what} (${gigabytes(largest.bytes)}), and ${gigabytes(available)} can be had. ` +
+      `What takes less: ${changes.length > 0 ? `${changes.join(', ')}, ` : ''}or closing other programs. --no-memory-check starts it all the same.`,
+  );
+}
+
+/** What one could change, one thing at a time. */
+function* smaller(
+  model: StableDiffusion,
+  needs: MemoryNeeds,
+): Generator<{ flag: string; needs: MemoryNeeds }> {
+  const { step } = needs;
+  if (!step.gradientCheckpointing) {
+    yield {
+      flag: '--gradient-checkpointing',
+      needs: { ...needs, step: { ...step, gradientCheckpointing: true } },
+    };
+  }
+  if (step.instances > 1) {
+    const batch = { ...step, instances: 1, priors: Math.min(1, step.priors) };
+    yield { flag: '--train-batch-size 1', needs: { ...needs, step: batch } };
+  }
+  if (new Set(needs.sizes.map(sizeName)).size > 1) {
+    yield { flag: '--no-enable-bucket', needs: { ...needs, sizes: [squareOf(step.resolution)] } };
+  }
+  const resolution = Math.floor((step.resolution * 0.75) / model.granularity) * model.granularity;
+  if (resolution > 0) {
+    const sizes = [squareOf(resolution)];
+    yield { flag: `--resolution ${resolution}`, needs: { ...needs, step: { ...step, resolution }, sizes } };
+  }
+}
+
+function gigabytes(bytes: number): string {
+  return `${(bytes / 2 ** 30).toFixed(bytes < 10 * 2 ** 30 ? 2 : 1)} GiB`;
+}
+
+function drawingParts(
+  model: StableDiffusion,
+  resolution: number,
+  lora: LoraSettings,
+  guided: boolean,
+): MemoryPart[] {
+  const { text, denoiser, decode } = drawingGraphs(model, { resolution, lora });
+  const rows = (guided ? 2 : 1) * decode.inputs[0]!.shape[0]!;
+  return [
+    ...partsOf('text encoder', estimateGraphMemory(text)),
+    ...partsOf('denoiser', estimateGraphMemory(denoiser(rows))),
+    ...partsOf('decoder', estimateGraphMemory(decode)),
+  ];
+}
+
+function partsOf(name: string, { weights, activations, engine }: GraphMemory): MemoryPart[] {
+  return [
+    { what: `${name}: weights`, bytes: weights },
+    { what: `${name}: activations`, bytes: activations },
+    { what: `${name}: engine`, bytes: engine },
+  ];
+}
+
+function phase(name: string, parts: readonly MemoryPart[]): MemoryPhase {
+  const all = [{ what: 'process', bytes: PROCESS }, ...parts];
+  return { name, parts: all, total: all.reduce((sum, { bytes }) => sum + bytes, 0) };
+}

@@ -1,0 +1,99 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { estimateGraphMemory, peakLiveBytes } from '../../src/engine/graph-memory.js';
+import { add, exp, mul } from '../../src/onnx/elementwise.js';
+import { Graph, type Value } from '../../src/onnx/graph.js';
+import { matmul } from '../../src/onnx/linalg.js';
+import { reshape, transpose } from '../../src/onnx/movement.js';
+import { zeros } from '../../src/tensor/tensor.js';
+
+/** Bytes of a 16 x 16 matrix of floats. */
+const UNIT = 16 * 16 * 4;
+
+/** The peak of a graph of 16 x 16 matrices with one input, in matrices. */
+function peakOf(build: (x: Value) => Value): number {
+  const graph = new Graph();
+  graph.output('y', build(graph.input('x', 'float32', [16, 16])));
+  return peakLiveBytes(graph, graph.liveNodes()) / UNIT;
+}
+
+test('a value lives from its computation to its last use', () => {
+  // x; x, a; x, a, b: then a is gone.
+  assert.equal(
+    peakOf((x) => transpose(transpose(transpose(x, [1, 0]), [1, 0]), [1, 0])),
+    3,
+  );
+  // a is needed at the end and lives through the whole chain.
+  assert.equal(
+    peakOf((x) => {
+      const a = transpose(x, [1, 0]);
+      return matmul(a, transpose(transpose(a, [1, 0]), [1, 0]));
+    }),
+    4,
+  );
+});
+
+test('elementwise results take the place of operands that nobody else needs, and views none', () => {
+  assert.equal(
+    peakOf((x) => exp(exp(exp(transpose(x, [1, 0]))))),
+    2,
+  );
+  assert.equal(
+    peakOf((x) => {
+      const a = transpose(x, [1, 0]);
+      return mul(exp(a), a);
+    }),
+    3,
+    'what is needed again is not written over',
+  );
+  assert.equal(
+    peakOf((x) => reshape(reshape(transpose(x, [1, 0]), [256]), [16, 16])),
+    2,
+  );
+  assert.equal(
+    peakOf((x) => {
+      const a = transpose(x, [1, 0]);
+      return add(exp(reshape(a, [16, 16])), a);
+    }),
+    3,
+    'nor is what a view of it is needed for',
+  );
+  assert.equal(
+    peakOf((x) => exp(x)),
+    2,
+    'what is fed stays',
+  );
+});
+
+test('weights count once for each product that packs them, and once more when they are computed', () => {
+  const weightsOf = (build: (x: Value, w: Value) => Value): number => {
+    const graph = new Graph();
+    const w = graph.external('w', 'float32', [16, 16], { path: 'w.safetensors', offset: 0 });
+    graph.output('y', build(graph.input('x', 'float32', [16, 16]), w));
+    return estimateGraphMemory(graph).weights / UNIT;
+  };
+  assert.equal(
+    weightsOf((x, w) => matmul(x, w)),
+    1,
+  );
+  assert.equal(
+    weightsOf((x, w) => matmul(matmul(x, w), w)),
+    2,
+  );
+  assert.equal(
+    weightsOf((x, w) => matmul(x, transpose(w, [1, 0]))),
+    2,
+  );
+  assert.equal(
+    weightsOf((x, w) => add(x, w)),
+    0,
+    'it stays mapped from its file',
+  );
+});
+
+test('state is what the graph updates', () => {
+  const graph = new Graph();
+  const moment = graph.input('moment', 'float32', [16, 16]);
+  graph.update(moment, add(moment, graph.constant(zeros([16, 16]))));
+  assert.equal(estimateGraphMemory(graph).state, UNIT);
+});

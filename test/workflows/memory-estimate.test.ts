@@ -1,0 +1,109 @@
+import assert from 'node:assert/strict';
+import { access } from 'node:fs/promises';
+import { join } from 'node:path';
+import { before, test } from 'node:test';
+import { availableMemory } from '../../src/engine/available-memory.js';
+import { EngineError } from '../../src/errors.js';
+import { adamw } from '../../src/optim/adamw.js';
+import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
+import { estimateMemory, type MemoryNeeds, requireMemory } from '../../src/workflows/memory-estimate.js';
+import { estimatePersonalisation } from '../../src/workflows/personalise.js';
+import { shippedModelPath } from '../../src/workflows/shipped.js';
+import { temporaryFolder } from '../temporary-folder.js';
+import { tinyRun, writePictures } from './tiny-run.js';
+
+let model: StableDiffusion;
+before(async () => {
+  model = await StableDiffusion.open(shippedModelPath());
+});
+
+function needsOf(change: Partial<MemoryNeeds['step']> = {}, sides = [256]): MemoryNeeds {
+  return {
+    step: {
+      objective: { method: 'dpg', gamma: 0.9986, criticLearningRate: 0.01 },
+      priorLossWeight: 1,
+      lora: { rank: 8, alpha: 8, textEncoder: false },
+      instances: 2,
+      priors: 2,
+      resolution: 256,
+      gradientAccumulationSteps: 1,
+      gradientCheckpointing: false,
+      maxGradNorm: 1,
+      ema: false,
+      optimizer: adamw(),
+      ...change,
+    },
+    sizes: sides.map((width) => ({ width, height: (256 * 256) / width })),
+    guided: true,
+  };
+}
+const training = (needs: MemoryNeeds): number =>
+  estimateMemory(model, needs).phases.find(({ name }) => name === 'training')!.total;
+
+test('what takes more memory is estimated to take more', () => {
+  const plain = training(needsOf());
+  assert.ok(training(needsOf({ gradientCheckpointing: true })) < plain);
+  assert.ok(training(needsOf({ instances: 1, priors: 1 })) < plain);
+  assert.ok(training(needsOf({ instances: 4, priors: 4 })) > plain);
+  assert.ok(training(needsOf({ lora: { rank: 8, alpha: 8, textEncoder: true } })) > plain);
+  assert.ok(training(needsOf({}, [256, 128, 512])) > plain, 'each shape has a step of its own');
+  assert.equal(training(needsOf({}, [256, 256])), plain);
+  const drawn = (guided: boolean) => estimateMemory(model, { ...needsOf(), guided }).phases[0]!.total;
+  assert.ok(drawn(false) < drawn(true));
+});
+
+test('what the machine cannot hold is refused with the estimate and what takes less', () => {
+  const needs = needsOf({}, [256, 128]);
+  const { peak } = estimateMemory(model, needs);
+  requireMemory(model, needs, peak.total);
+  assert.throws(
+    () => requireMemory(model, needs, peak.total - 1),
+    (error) => {
+      assert.ok(error instanceof EngineError);
+      const said = error.message;
+      assert.match(
+        said,
+        new RegExp(`needs about ${(peak.total / 2 ** 30).toFixed(2)} GiB of memory while training`),
+      );
+      for (const flag of [
+        '--gradient-checkpointing',
+        '--train-batch-size 1',
+        '--no-enable-bucket',
+        '--resolution 192',
+      ])
+        assert.match(said, new RegExp(`${flag} \\(about \\d+\\.\\d+ GiB\\)`));
+      assert.match(said, /--no-memory-check/);
+      return true;
+    },
+  );
+  const least = needsOf({ instances: 1, priors: 1, gradientCheckpointing: true });
+  assert.throws(
+    () => requireMemory(model, least, 2 ** 20),
+    /^EngineError: (?!.*--gradient-checkpointing)(?!.*--train-batch-size).*--resolution 192 \(about .* GiB, still too much\)/,
+  );
+});
+
+test('the machine has some memory', () => {
+  const bytes = availableMemory();
+  assert.ok(Number.isFinite(bytes) && bytes > 2 ** 20);
+});
+
+test('an estimate writes nothing', async (t) => {
+  const folder = await temporaryFolder(t);
+  const output = join(folder, 'run');
+  const { phases, peak } = await estimatePersonalisation(
+    tinyRun(await writePictures(join(folder, 'images')), output),
+  );
+  assert.deepEqual(
+    phases.map(({ name }) => name),
+    ['drawing', 'training'],
+  );
+  for (const { parts, total } of phases) {
+    assert.equal(
+      parts.reduce((sum, { bytes }) => sum + bytes, 0),
+      total,
+    );
+    assert.ok(total <= peak.total);
+  }
+  await assert.rejects(access(output));
+});
