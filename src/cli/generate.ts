@@ -80,7 +80,7 @@ export function createGenerateCommand(
     .addOption(
       choiceOption(
         '--device <name>',
-        'cpu, cuda, webgpu, dml or coreml (default: cpu; the others are new)',
+        'cpu, cuda, webgpu, dml or coreml: the README says what each needs (default: cpu)',
         devices,
       ),
     )

@@ -103,7 +103,7 @@ export function createTrainCommand(
     new Option('--dry-run', 'Only check the input, and tell the memory that it would take'),
     choiceOption(
       '--device <name>',
-      'cpu, cuda, webgpu, dml or coreml (default: cpu; the others are new)',
+      'cpu, cuda, webgpu, dml or coreml: the README says what each needs (default: cpu)',
       devices,
     ),
   ]);

@@ -92,6 +92,9 @@ function silenceTelemetry(): void {
   process.env[TELEMETRY_OFF] = '1';
 }
 
+/** WebGPU promises 8 storage buffers to a shader: the whole and seven pieces of it. The runtime does not look at this limit when it splits. */
+const WEBGPU_PIECES = 7;
+
 const TELEMETRY_OFF = 'ORT_DISABLE_TELEMETRY';
 
 /** Runs graphs with ONNX Runtime, in a worker thread of its own. */
@@ -133,6 +136,7 @@ class NodeEngine implements Engine {
     const folder = commonFolder([...files.values()]);
     const model = encodeModel(graph, {
       externalLocation: (p) => path.relative(folder ?? '/', files.get(p) ?? p),
+      ...(this.#device === 'webgpu' ? { mostPieces: WEBGPU_PIECES } : {}),
     });
     const program = this.#nextId++;
     await this.#ask(

@@ -1,6 +1,6 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { bytesPerElement } from '../tensor/dtype.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { int64, type Tensor } from '../tensor/tensor.js';
 import { onnxTypeCodes } from './elementwise.js';
 import { type Attribute, type Graph, GraphError, type Node, type Value } from './graph.js';
 import { OPSET_VERSION, operatorDomains } from './operators.js';
@@ -24,6 +24,8 @@ export interface EncodedModel {
 export interface EncodeOptions {
   /** Turns the path of an external initializer into the location that is written. */
   readonly externalLocation?: (path: string) => string;
+  /** A `Split` into more pieces than this is written as one `Slice` a piece: some devices can bind no more buffers to an operator. */
+  readonly mostPieces?: number;
 }
 
 const varint = (w: BinaryWriter, field: number, value: number): void => {
@@ -108,10 +110,40 @@ function writeNode(w: BinaryWriter, node: Node, nameOf: (v: Value) => string): v
   if (domain) text(w, 7, domain);
 }
 
+/** A vector of one whole number, as an initializer. */
+function writeBound(w: BinaryWriter, name: string, value: number): void {
+  varint(w, 1, 1);
+  varint(w, 2, onnxTypeCodes.int64);
+  text(w, 8, name);
+  w.tag(9, WireType.LengthDelimited).bytes(rawBytes(int64([1], [value])));
+}
+
+/** A `Split`, piece by piece: each a `Slice` from its start to its end along the axis. */
+function writeSlices(g: BinaryWriter, node: Node, nameOf: (v: Value) => string): void {
+  const attribute = node.attributes.axis!;
+  const axis = 'int' in attribute ? attribute.int : 0;
+  let start = 0;
+  for (const piece of node.outputs) {
+    const name = nameOf(piece);
+    const bounds = { start, end: start + piece.shape[axis]!, axis };
+    start = bounds.end;
+    message(g, 1, (m) => {
+      text(m, 1, nameOf(node.inputs[0]!));
+      for (const bound of Object.keys(bounds)) text(m, 1, `${bound}:${name}`);
+      text(m, 2, name);
+      text(m, 3, name);
+      text(m, 4, 'Slice');
+    });
+    for (const [bound, value] of Object.entries(bounds)) {
+      message(g, 5, (m) => writeBound(m, `${bound}:${name}`, value));
+    }
+  }
+}
+
 /** Writes the live part of a graph as an ONNX model. */
 export function encodeModel(
   graph: Graph,
-  { externalLocation = (path) => path }: EncodeOptions = {},
+  { externalLocation = (path) => path, mostPieces = Number.POSITIVE_INFINITY }: EncodeOptions = {},
 ): EncodedModel {
   const nodes = graph.liveNodes();
   const { inputs, initializers } = graph.liveSources();
@@ -135,7 +167,10 @@ export function encodeModel(
   varint(w, 1, IR_VERSION);
   text(w, 2, 'portrayal');
   message(w, 7, (g) => {
-    for (const node of nodes) message(g, 1, (m) => writeNode(m, node, nameOf));
+    for (const node of nodes) {
+      if (node.operator === 'Split' && node.outputs.length > mostPieces) writeSlices(g, node, nameOf);
+      else message(g, 1, (m) => writeNode(m, node, nameOf));
+    }
     for (const { from, to } of copies) {
       message(g, 1, (m) => {
         text(m, 1, nameOf(from));

@@ -122,4 +122,31 @@ suite('the encoded model', () => {
     };
     assert.deepEqual(build(), build());
   });
+
+  test('cuts into more pieces than a device can bind one by one', async () => {
+    const build = (): Graph => {
+      const graph = new Graph('pieces');
+      const pieces = split(graph.input('x', 'float32', [2, 12]), [1, 2, 1, 3, 1, 1, 2, 1], -1);
+      graph.output('fourth', pieces[3]!);
+      graph.output('doubled', mul(concat([...pieces].reverse(), 1), 2));
+      return graph;
+    };
+    const x = runtime(
+      [2, 12],
+      Array.from({ length: 24 }, (_, i) => i),
+    );
+    const results = [];
+    for (const mostPieces of [8, 7]) {
+      const model = encodeModel(build(), { mostPieces });
+      const operators = Buffer.from(model.bytes).toString('latin1');
+      assert.equal(operators.includes('Slice'), mostPieces === 7);
+      assert.equal(operators.includes('Split'), mostPieces === 8);
+      const session = await open(model.bytes);
+      const found = await session.run({ x });
+      results.push([...model.outputs.values()].map((name) => [...(found[name]!.data as Float32Array)]));
+      await session.release();
+    }
+    assert.deepEqual(results[0]![0], [4, 5, 6, 16, 17, 18]);
+    assert.deepEqual(results[1], results[0]);
+  });
 });

@@ -1,0 +1,59 @@
+// Compares WebGPU with the processor, where there is a graphics driver: a real one, or one in software. Run: npm run test:webgpu. A driver has to be named in the
+// environment before a process starts, so each way of finding one is tried in a process of its own.
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+interface Driver {
+  readonly name: string;
+  readonly variables: Readonly<Record<string, string>>;
+}
+
+const here = (file: string): string => fileURLToPath(new URL(file, import.meta.url));
+
+/** Where Debian's packages have drivers in software: Mesa's lavapipe (from Mesa 25 on), and the SwiftShader of Chromium, which brings its own Vulkan loader. */
+const inSoftware: readonly Driver[] = [
+  {
+    name: 'lavapipe of mesa-vulkan-drivers',
+    variables: { VK_ICD_FILENAMES: '/usr/share/vulkan/icd.d/lvp_icd.x86_64.json' },
+  },
+  {
+    name: 'SwiftShader of chromium',
+    variables: {
+      VK_ICD_FILENAMES: '/usr/lib/chromium/vk_swiftshader_icd.json',
+      LD_LIBRARY_PATH: '/usr/lib/chromium',
+    },
+  },
+];
+const drivers: readonly Driver[] = [
+  { name: 'driver of this machine', variables: {} },
+  ...inSoftware.filter(({ variables }) => existsSync(variables.VK_ICD_FILENAMES!)),
+];
+
+const environment = ({ variables }: Driver) => ({ ...process.env, ...variables });
+
+const reasons: string[] = [];
+const found = drivers.find((driver) => {
+  const { status, stderr, signal } = spawnSync(process.execPath, [here('./probe.js')], {
+    env: environment(driver),
+    encoding: 'utf8',
+  });
+  if (status !== 0)
+    reasons.push(`  ${driver.name}: ${stderr.trim().split('\n').at(-1) || `ended by ${signal}`}`);
+  return status === 0;
+});
+
+if (found === undefined) {
+  process.stdout.write(
+    `skipped: WebGPU finds no graphics driver here.\n${reasons.join('\n')}\n` +
+      'On Debian, "apt-get install chromium" brings one in software, or mesa-vulkan-drivers where it is of Mesa 25 or newer.\n' +
+      '0 passed, 0 failed, 1 skipped\n',
+  );
+} else {
+  process.stdout.write(`WebGPU by the ${found.name}\n`);
+  const { status } = spawnSync(process.execPath, ['--test', '--test-reporter=spec', here('./parity.js')], {
+    env: environment(found),
+    stdio: 'inherit',
+  });
+  process.exitCode = status ?? 1;
+}
