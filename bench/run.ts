@@ -1,5 +1,6 @@
-// Times the training step on the shipped base model beside PyTorch, in one run on one machine, turn by turn.
-// npm run bench -- [--write] [--repeats 15] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into docs/benchmarks.md.
+// Times the training step beside PyTorch, in one run on one machine, turn by turn: on the shipped base model, or with --full on the shape of Stable Diffusion 1.5.
+// npm run bench -- [--full] [--write] [--repeats N] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into docs/benchmarks.md.
+import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, tmpdir, totalmem } from 'node:os';
@@ -18,17 +19,57 @@ import { findPython } from './python-environment.js';
 import { learningRates, METHODS, type Method, stepInputs, type Workload } from './step-inputs.js';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
-const BATCH = { instances: 4, priors: 4 };
-const RANK = 8;
-const WARM_UP = 2;
+/** What is timed, by the size of the model. */
+interface Size {
+  readonly instances: number;
+  readonly priors: number;
+  readonly rank: number;
+  readonly repeats: number;
+  readonly warmUp: number;
+  readonly cases: readonly Case[];
+  readonly bars: { readonly ratio: number; readonly compileSeconds: number };
+  /** Of the part of docs/benchmarks.md that it writes. */
+  readonly marker: string;
+}
+
+/** One line of measurements. */
+interface Case {
+  readonly method: Method;
+  readonly gradientCheckpointing: boolean;
+}
+
+const BASE: Size = {
+  instances: 4,
+  priors: 4,
+  rank: 8,
+  repeats: 15,
+  warmUp: 2,
+  cases: METHODS.map((method) => ({ method, gradientCheckpointing: false })),
+  bars: { ratio: 1, compileSeconds: 3 },
+  marker: 'training step',
+};
+const FULL: Size = {
+  instances: 1,
+  priors: 1,
+  rank: 4,
+  repeats: 5,
+  warmUp: 0,
+  cases: [
+    { method: 'dreambooth', gradientCheckpointing: false },
+    { method: 'dreambooth', gradientCheckpointing: true },
+    { method: 'dpg', gradientCheckpointing: false },
+  ],
+  bars: { ratio: 0.8, compileSeconds: 40 },
+  marker: 'full-size step',
+};
 /** Threads that were left spinning at the end of one side's step are asleep after this long. */
 const REST_MILLISECONDS = 100;
 const LARGEST_LOSS_DIFFERENCE = 1e-4;
-const BARS = { ratio: 1, compileSeconds: 3 };
 
 const { values: options } = parseArgs({
   options: {
-    repeats: { type: 'string', default: '15' },
+    full: { type: 'boolean', default: false },
+    repeats: { type: 'string' },
     threads: { type: 'string', default: String(availableParallelism()) },
     model: { type: 'string' },
     write: { type: 'boolean', default: false },
@@ -37,8 +78,10 @@ const { values: options } = parseArgs({
   },
 });
 
+const size = options.full ? FULL : BASE;
+
 function count(name: 'repeats' | 'threads', least: number): number {
-  const value = Number(options[name]);
+  const value = Number(options[name] ?? size.repeats);
   if (!Number.isInteger(value) || value < least)
     throw new UsageError(`--${name} ${options[name]}: expected a whole number of at least ${least}.`);
   return value;
@@ -68,8 +111,7 @@ interface Side extends Ready, End {
   readonly startSeconds: number;
 }
 
-interface Result {
-  readonly method: Method;
+interface Result extends Case {
   readonly ours: Side;
   readonly pytorch: Side | undefined;
 }
@@ -100,12 +142,12 @@ async function measure(starts: readonly (() => LineProcess)[], repeats: number):
       const startSeconds = (performance.now() - started) / 1000;
       sides.push({ process, ready, firstStep, startSeconds, seconds: [] });
     }
-    for (let i = 0; i < WARM_UP + repeats; i++) {
+    for (let i = 0; i < size.warmUp + repeats; i++) {
       // Each side goes first as often as the other.
       for (const side of i % 2 === 0 ? sides : [...sides].reverse()) {
         await sleep(REST_MILLISECONDS);
         const { seconds } = await side.process.ask<Step>('step');
-        if (i >= WARM_UP) side.seconds.push(seconds);
+        if (i >= size.warmUp) side.seconds.push(seconds);
       }
     }
     const results: Side[] = [];
@@ -116,6 +158,19 @@ async function measure(starts: readonly (() => LineProcess)[], repeats: number):
   } finally {
     for (const process of processes) process.stop();
   }
+}
+
+/** A model of the shape of Stable Diffusion 1.5 with random weights. */
+function fullSizeModel(temporary: string, python: string | undefined): { path: string; name: string } {
+  const name = 'the shape of Stable Diffusion 1.5 with random weights, at 512 pixels';
+  if (options.model !== undefined) return { path: options.model, name };
+  if (python === undefined)
+    throw new UsageError('--full without --model needs Python, which makes the weights.');
+  const path = join(temporary, 'full');
+  const script = join(root, 'bench', 'full_size_model.py');
+  const made = spawnSync(python, [script, path, join(root, 'models', 'base')], { encoding: 'utf8' });
+  if (made.status !== 0) throw new Error(made.stderr);
+  return { path, name };
 }
 
 /** The shipped base, or one of its shape with random weights, which take the same time. */
@@ -143,7 +198,7 @@ async function baseModel(temporary: string, threads: number): Promise<{ path: st
 }
 
 async function bench(
-  method: Method,
+  { method, gradientCheckpointing }: Case,
   path: string,
   temporary: string,
   python: string | undefined,
@@ -151,21 +206,22 @@ async function bench(
   const model = await StableDiffusion.open(path);
   const workload: Workload = {
     method,
-    ...BATCH,
+    instances: size.instances,
+    priors: size.priors,
     resolution: model.resolution,
-    lora: { rank: RANK, alpha: RANK, textEncoder: false },
+    lora: { rank: size.rank, alpha: size.rank, textEncoder: false },
   };
-  const inputs = join(temporary, `${method}.safetensors`);
+  const inputs = join(temporary, `${method}${gradientCheckpointing ? '-checkpointing' : ''}.safetensors`);
   const { batch, factors, critic } = stepInputs(model, workload);
   await writeSafetensorsFile(inputs, new Map([...batch, ...factors, ...critic]));
   const threads = count('threads', 1);
-  const task = { model: path, inputs, threads, workload, learningRates, adamw: {} };
+  const task = { model: path, inputs, threads, workload, gradientCheckpointing, learningRates, adamw: {} };
   const profilePrefix = options.profile ? join(temporary, `profile-${method}`) : undefined;
   const script = fileURLToPath(new URL('./training-step.js', import.meta.url));
   const ours = () => new LineProcess(process.execPath, [script, JSON.stringify({ ...task, profilePrefix })]);
   const other = (command: string) => () =>
     new LineProcess(command, [join(root, 'bench', 'pytorch_step.py'), JSON.stringify(task)]);
-  const repeats = count('repeats', 5);
+  const repeats = count('repeats', 3);
   const [first, second] = await measure(python === undefined ? [ours] : [ours, other(python)], repeats).catch(
     (error: unknown) => {
       if (python === undefined) throw error;
@@ -175,8 +231,8 @@ async function bench(
       return measure([ours], repeats);
     },
   );
-  if (first?.profile !== undefined) printProfile(first.profile, 1 + WARM_UP + repeats);
-  return { method, ours: first!, pytorch: second };
+  if (first?.profile !== undefined) printProfile(first.profile, 1 + size.warmUp + repeats);
+  return { method, gradientCheckpointing, ours: first!, pytorch: second };
 }
 
 function printProfile(profile: string, steps: number): void {
@@ -193,6 +249,8 @@ function printProfile(profile: string, steps: number): void {
 }
 
 const TITLES: Readonly<Record<Method, string>> = { dpg: 'DPG, look-forward', dreambooth: 'DreamBooth' };
+const titleOf = ({ method, gradientCheckpointing }: Case): string =>
+  `${TITLES[method]}${gradientCheckpointing ? ', gradient checkpointing' : ''}`;
 const milliseconds = (seconds: number): string => `${(1000 * seconds).toFixed(0)} ms`;
 const spread = ({ seconds }: Side): string =>
   `${milliseconds(median(seconds))} (${milliseconds(Math.min(...seconds))} to ${milliseconds(Math.max(...seconds))})`;
@@ -201,9 +259,9 @@ const ratioOf = ({ ours, pytorch }: Result): number | undefined =>
 
 function table(results: readonly Result[]): string {
   const row = (title: string, of: (side: Side) => string | undefined): string[] =>
-    results.map(({ method, ours, pytorch }) => {
-      const cells = [ours, pytorch].map((side) => (side && of(side)) ?? '-');
-      return `| ${TITLES[method]} | ${title} | ${cells.join(' | ')} |`;
+    results.map((result) => {
+      const cells = [result.ours, result.pytorch].map((side) => (side && of(side)) ?? '-');
+      return `| ${titleOf(result)} | ${title} | ${cells.join(' | ')} |`;
     });
   const compile = ({ buildSeconds, compileSeconds }: Side): string | undefined =>
     buildSeconds === undefined || compileSeconds === undefined
@@ -213,9 +271,7 @@ function table(results: readonly Result[]): string {
     '| objective | | portrayal | PyTorch |',
     '|---|---|---|---|',
     ...row('step, median (fastest to slowest)', spread),
-    ...results.map(
-      (r) => `| ${TITLES[r.method]} | ratio of the medians | ${ratioOf(r)?.toFixed(2) ?? '-'} | 1 |`,
-    ),
+    ...results.map((r) => `| ${titleOf(r)} | ratio of the medians | ${ratioOf(r)?.toFixed(2) ?? '-'} | 1 |`),
     ...row('graph build + compile', compile),
     ...row('start of the process to the end of its first step', (s) => `${s.startSeconds.toFixed(1)} s`),
     ...row('peak memory of the process', (s) => `${(s.peakBytes / 2 ** 20).toFixed(0)} MiB`),
@@ -226,16 +282,16 @@ function conditions(results: readonly Result[], modelName: string): string {
   const repeats = results[0]!.ours.seconds.length;
   const versions = [results[0]!.ours.version, results[0]!.pytorch?.version].filter((v) => v !== undefined);
   return [
-    `One training step on ${modelName}: ${BATCH.instances} rows of the subject and ${BATCH.priors} of its class,`,
-    `low-rank updates of rank ${RANK} on the attention projections, forward, backward, clipping, AdamW and (DPG) the critic's step,`,
+    `One training step on ${modelName}: ${size.instances} rows of the subject and ${size.priors} of its class,`,
+    `low-rank updates of rank ${size.rank} on the attention projections, forward, backward, clipping, AdamW and (DPG) the critic's step,`,
     `float32, ${count('threads', 1)} threads each. Both sides run at the same time, turn by turn, in processes of their own;`,
-    `${repeats} steps each after ${1 + WARM_UP} to warm up.`,
+    `${repeats} steps each after ${1 + size.warmUp} to warm up.`,
     `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GiB; ${versions.join('; ')}.`,
   ].join('\n');
 }
 
-const BEGIN = '<!-- training step: written by npm run bench -- --write -->';
-const END = '<!-- end of the training step -->';
+const BEGIN = `<!-- ${size.marker}: written by npm run bench -- ${options.full ? '--full ' : ''}--write -->`;
+const END = `<!-- end of the ${size.marker} -->`;
 
 /** Puts the text between the markers of docs/benchmarks.md. */
 async function writeDocs(text: string): Promise<void> {
@@ -251,14 +307,16 @@ async function writeDocs(text: string): Promise<void> {
 function verdicts(results: readonly Result[]): string[] {
   return results.flatMap((result) => {
     const { ours, pytorch } = result;
-    const title = TITLES[result.method];
+    const title = titleOf(result);
     const found: string[] = [];
     const ratio = ratioOf(result);
-    if (ratio !== undefined && ratio > BARS.ratio)
-      found.push(`${title}: the ratio ${ratio.toFixed(2)} is over ${BARS.ratio}`);
+    if (ratio !== undefined && ratio > size.bars.ratio)
+      found.push(`${title}: the ratio ${ratio.toFixed(2)} is over ${size.bars.ratio}`);
     const compile = (ours.buildSeconds ?? 0) + (ours.compileSeconds ?? 0);
-    if (compile > BARS.compileSeconds)
-      found.push(`${title}: build and compile took ${compile.toFixed(1)} s, over ${BARS.compileSeconds} s`);
+    if (compile > size.bars.compileSeconds)
+      found.push(
+        `${title}: build and compile took ${compile.toFixed(1)} s, over ${size.bars.compileSeconds} s`,
+      );
     if (pytorch) {
       const difference = Math.abs(ours.firstStep.loss / pytorch.firstStep.loss - 1);
       if (!(difference <= LARGEST_LOSS_DIFFERENCE)) {
@@ -273,19 +331,20 @@ function verdicts(results: readonly Result[]): string[] {
 
 async function main(): Promise<void> {
   const threads = count('threads', 1);
-  count('repeats', 5);
+  count('repeats', 3);
   const temporary = await mkdtemp(join(tmpdir(), 'portrayal-bench-'));
   try {
     const environment = options['without-pytorch']
       ? { missing: 'left out by --without-pytorch' }
       : findPython(root, console.log);
     if ('missing' in environment) console.log(`PyTorch is skipped: ${environment.missing}.`);
-    const { path, name } = await baseModel(temporary, threads);
+    const python = 'python' in environment ? environment.python : undefined;
+    const { path, name } = options.full
+      ? fullSizeModel(temporary, python)
+      : await baseModel(temporary, threads);
     const results: Result[] = [];
-    for (const method of METHODS) {
-      results.push(
-        await bench(method, path, temporary, 'python' in environment ? environment.python : undefined),
-      );
+    for (const one of size.cases) {
+      results.push(await bench(one, path, temporary, python));
     }
     const text = `${conditions(results, name)}\n\n${table(results)}`;
     console.log(`\n${text}\n`);

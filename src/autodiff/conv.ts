@@ -39,12 +39,29 @@ function flippedKernel(w: Value, groups: number): Value {
 
 const extents = (x: Value): Pair => [x.shape[2]!, x.shape[3]!];
 
+/**
+ * Whether a copy of a stored kernel, flipped and in the engine's blocked layout, would cost more memory than it is worth: many weights that are used at few places.
+ */
+function keepsStored(w: Value, grad: Value, frugal: boolean): boolean {
+  const places = grad.shape[0]! * grad.shape[2]! * grad.shape[3]!;
+  return (
+    w.origin.kind === 'external' && w.size >= LARGE_KERNEL && w.size >= places * (frugal ? 1 << 14 : 1 << 16)
+  );
+}
+
+/** 16 MiB of weights. */
+const LARGE_KERNEL = 1 << 22;
+
 /** d loss / d x of conv2d(x, w). */
-function convDataGradient(grad: Value, w: Value, input: Pair, g: Geometry): Value {
+function convDataGradient(grad: Value, w: Value, input: Pair, g: Geometry, stored = false): Value {
   const reach = [0, 1].map((i) => g.dilation[i]! * (g.kernel[i]! - 1));
   const back = g.padding.map((p, i) => reach[i % 2]! - p) as unknown as Sides;
   // With stride 1 the gradient is a plain convolution with the flipped kernel, which the engine prepares once when the weight is constant.
   if (g.stride.every((s) => s === 1) && back.every((p) => p >= 0)) {
+    if (stored) {
+      const { padding, dilation, groups } = g;
+      return convTranspose2d(grad, w, undefined, { padding, dilation, groups });
+    }
     return conv2d(grad, flippedKernel(w, g.groups), undefined, {
       padding: back,
       dilation: g.dilation,
@@ -138,7 +155,11 @@ export const convRules = {
     const g = geometry(c.attributes);
     const [x, w] = [operand(c, 0), operand(c, 1)];
     return [
-      () => convDataGradient(c.grad, w, extents(x), g),
+      () => {
+        const stored = keepsStored(w, c.grad, c.frugal);
+        if (stored) w.graph.keepAsStored(w);
+        return convDataGradient(c.grad, w, extents(x), g, stored);
+      },
       () => convWeightGradient(x, c.grad, g),
       () => biasGradient(c.grad),
     ];

@@ -111,6 +111,7 @@ function propagate(
     inputs,
     outputs: node.outputs.map((v) => seen(v)!),
     attributes: node.attributes,
+    frugal: node.region !== undefined,
     grads,
     grad: first ?? grads.find((g) => g !== undefined)!,
   };

@@ -4,6 +4,9 @@ import { gemm, matmul } from '../onnx/linalg.js';
 import { matrixTranspose, reshape } from '../onnx/movement.js';
 import { floatAttribute, intAttribute, operand, type Rule } from './rule.js';
 
+/** 16 MiB of weights. */
+const LARGE_WEIGHT = 1 << 22;
+
 export const linalgRules = {
   MatMul: (c) => {
     const [a, b] = [operand(c, 0), operand(c, 1)];
@@ -25,6 +28,8 @@ export const linalgRules = {
     const transB = intAttribute(c.attributes, 'transB') === 1;
     const alpha = floatAttribute(c.attributes, 'alpha');
     const beta = floatAttribute(c.attributes, 'beta');
+    // Forward and backward want two layouts of a weight.
+    if (c.frugal && b.origin.kind === 'external' && b.size >= LARGE_WEIGHT) b.graph.keepAsStored(b);
     return [
       () =>
         transA

@@ -6,6 +6,8 @@ export interface RuleContext {
   readonly inputs: readonly (Value | undefined)[];
   readonly outputs: readonly Value[];
   readonly attributes: Attributes;
+  /** The node is computed again in the backward pass: memory goes before time. */
+  readonly frugal: boolean;
   /** Gradient of the loss with respect to the first output. */
   readonly grad: Value;
   /** Gradients with respect to all outputs; undefined where the loss does not depend on one. */

@@ -88,6 +88,8 @@ export class Graph {
   readonly outputs = new Map<string, Value>();
   /** Resident state: the input of this name takes the value after each run. */
   readonly updates = new Map<string, Value>();
+  /** Initializers that the engine reads where they lie (see `keepAsStored`). */
+  readonly stored = new Set<Value>();
   #names = new Map<string, number>();
   #scalars = new Map<string, Value>();
   #region: Region | undefined;
@@ -118,6 +120,16 @@ export class Graph {
     const value = new Value(this, this.#unique(name), dtype, [...shape], { kind: 'external', location });
     this.initializers.push(value);
     return value;
+  }
+
+  /**
+   * Asks the engine to read an initializer as it is stored instead of copying it into the layout that each of its readers likes best. It takes longer, and where two
+   * readers like two layouts it saves two copies.
+   */
+  keepAsStored(initializer: Value): void {
+    if (initializer.origin.kind !== 'external' && initializer.origin.kind !== 'constant')
+      throw new GraphError(`%${initializer.name} is not an initializer`);
+    this.stored.add(initializer);
   }
 
   /**

@@ -182,6 +182,9 @@ export function encodeModel(
     text(g, 2, graph.name);
     for (const value of initializers) message(g, 5, (m) => writeInitializer(m, value, externalLocation));
     for (const value of inputs) message(g, 11, (m) => writeValueInfo(m, value.name, value));
+    // An initializer that is an input too could be fed at any run, so the runtime neither folds it nor copies it into another layout.
+    for (const value of initializers.filter((v) => graph.stored.has(v)))
+      message(g, 11, (m) => writeValueInfo(m, value.name, value));
     for (const { name, value } of results) message(g, 12, (m) => writeValueInfo(m, name, value));
   });
   for (const [domain, version] of [
