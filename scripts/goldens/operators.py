@@ -243,6 +243,7 @@ OPERATORS = {
     "groupNorm": lambda v, a: F.group_norm(v[0], a["groups"], v[1], v[2], a["eps"]),
     "attention": attention,
     "fusedAttention": fused_attention,
+    "winogradConv2d": lambda v, a: F.conv2d(v[0], v[1], v[2] if len(v) > 2 else None, padding=1),
     "geglu": geglu,
 }
 
@@ -518,6 +519,8 @@ case("geglu", "last axis halves", [normal(2, 3, 8)])
 case("fusedAttention", "self", [normal(2, 6, 8), normal(2, 6, 8), normal(2, 6, 8)], heads=2)
 case("fusedAttention", "cross, value width differs", [normal(2, 6, 12), normal(2, 5, 12), normal(2, 5, 6)], heads=3)
 case("fusedAttention", "sharp", [normal(1, 4, 8) * 3, normal(1, 7, 8) * 3, normal(1, 7, 8)], heads=2)
+case("winogradConv2d", "bias, two images", [normal(2, 3, 8, 12), normal(5, 3, 3, 3), normal(5)])
+case("winogradConv2d", "many channels", [normal(1, 96, 4, 8) + 1, normal(2, 96, 3, 3) * 0.03])
 
 GOLDENS.mkdir(parents=True, exist_ok=True)
 save_file(dict(sorted(tensors.items())), GOLDENS / "operators.safetensors")

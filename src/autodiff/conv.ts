@@ -57,17 +57,17 @@ function convDataGradient(grad: Value, w: Value, input: Pair, g: Geometry, store
   const reach = [0, 1].map((i) => g.dilation[i]! * (g.kernel[i]! - 1));
   const back = g.padding.map((p, i) => reach[i % 2]! - p) as unknown as Sides;
   // With stride 1 the gradient is a plain convolution with the flipped kernel, which the engine prepares once when the weight is constant.
-  if (g.stride.every((s) => s === 1) && back.every((p) => p >= 0)) {
-    if (stored) {
-      const { padding, dilation, groups } = g;
-      return convTranspose2d(grad, w, undefined, { padding, dilation, groups });
-    }
+  if (!stored && g.stride.every((s) => s === 1) && back.every((p) => p >= 0)) {
     return conv2d(grad, flippedKernel(w, g.groups), undefined, {
       padding: back,
       dilation: g.dilation,
       groups: g.groups,
     });
   }
+  // Where the windows cover the input exactly, its gradient is the transpose with the same padding.
+  const covered = (i: 0 | 1): number =>
+    (extents(grad)[i] - 1) * g.stride[i] + reach[i]! + 1 - g.padding[i] - g.padding[i + 2]!;
+  if (covered(0) === input[0] && covered(1) === input[1]) return convTranspose2d(grad, w, undefined, g);
   // All that the windows reach, padding included; then the input's own part of it, zeros where no window reached.
   const full = convTranspose2d(grad, w, undefined, {
     stride: g.stride,

@@ -1,5 +1,6 @@
 import { conv2d as convolve } from '../onnx/conv.js';
 import type { Value } from '../onnx/graph.js';
+import { winogradConv2d } from '../onnx/winograd.js';
 import type { Initializer, Scope } from './parameters.js';
 
 export interface Conv2dOptions {
@@ -19,5 +20,30 @@ export function conv2d(scope: Scope, x: Value, options: Conv2dOptions): Value {
   const init: Initializer = { kind: 'uniform', bound: 1 / Math.sqrt(options.in * kernel * kernel) };
   const weight = scope.parameter('weight', [options.out, options.in, kernel, kernel], init);
   const bias = scope.parameter('bias', [options.out], init);
-  return convolve(x, weight, bias, { stride, padding });
+  return kernel === 3 && stride === 1 && padding === 1 && isLarge(x, weight)
+    ? winogradConv2d(x, weight, bias)
+    : convolve(x, weight, bias, { stride, padding });
 }
+
+/**
+ * Whether a frozen 3x3 kernel has so many channels that fewer multiplications make up for the transforms, and is applied at so many places that they make up for its
+ * transformed copies, which take four times its memory forwards and again backwards.
+ */
+function isLarge(x: Value, weight: Value): boolean {
+  const [n, c, h, w] = x.shape as [number, number, number, number];
+  const o = weight.shape[0]!;
+  const stored = weight.producer?.operator === 'Cast' ? weight.producer.inputs[0]! : weight;
+  const frozen = stored.origin.kind === 'external' || stored.origin.kind === 'constant';
+  const places = n * h * w;
+  return (
+    frozen &&
+    h % 4 === 0 &&
+    w % 4 === 0 &&
+    Math.min(c, o) >= 256 &&
+    weight.size <= 512 * places &&
+    places * Math.max(c, o) < LARGEST_IMAGE
+  );
+}
+
+/** The transformed image takes 9/4 of its elements: 300 MB at this size. */
+const LARGEST_IMAGE = 1 << 25;

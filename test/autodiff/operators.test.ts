@@ -21,6 +21,7 @@ import * as movement from '../../src/onnx/movement.js';
 import { attention, groupNorm, layerNorm, softmax } from '../../src/onnx/norm.js';
 import { type Operator, operators } from '../../src/onnx/operators.js';
 import * as reduction from '../../src/onnx/reduction.js';
+import { winogradConv2d } from '../../src/onnx/winograd.js';
 import type { DType } from '../../src/tensor/dtype.js';
 import type { Tensor } from '../../src/tensor/tensor.js';
 import { goldenJson, goldenTensors, relativeError } from '../goldens.js';
@@ -154,6 +155,7 @@ const builders = {
   attention: ([q, k, v, mask], { scale }) =>
     attention(q!, k!, v!, { ...(scale === undefined ? {} : { scale }), ...(mask ? { mask } : {}) }),
   fusedAttention: ([q, k, v], { heads }) => fusedAttention(q!, k!, v!, heads),
+  winogradConv2d: ([x, w, b]) => winogradConv2d(x!, w!, b),
   geglu: ([x]) => {
     const [hidden, gate] = movement.split(x!, [4, 4], -1);
     return mul(hidden!, gelu(gate!));

@@ -3,6 +3,7 @@ import { suite, test } from 'node:test';
 import { gradients } from '../../src/autodiff/gradient.js';
 import { recompute } from '../../src/autodiff/recompute.js';
 import { multiHeadAttention } from '../../src/nn/attention.js';
+import { conv2d as conv } from '../../src/nn/conv2d.js';
 import { linear } from '../../src/nn/linear.js';
 import { addLora, LoraParameters } from '../../src/nn/lora.js';
 import { type ParameterSource, Scope } from '../../src/nn/parameters.js';
@@ -131,6 +132,24 @@ suite('structure of graphs', () => {
     };
     assert.ok(!build(32).includes('Slice'));
     matchSnapshot('low-rank', build(1 << 14));
+  });
+
+  test('a frozen 3x3 kernel of many channels at many places: minimal filtering, forwards and back, with one transformed kernel', () => {
+    const build = (channels: number, side: number): Graph => {
+      const graph = new Graph('minimal_filtering');
+      const kernel = { path: 'weights', offset: 0 };
+      const source: ParameterSource = {
+        parameter: (name, shape) => graph.external(name, 'float32', shape, kernel),
+      };
+      const x = graph.input('x', 'float32', [2, channels, side, side]);
+      const y = conv(new Scope(source), x, { in: channels, out: channels, kernel: 3, padding: 1 });
+      const [dx] = gradients(sum(square(y)), [x]);
+      outputs(graph, { dx: dx! });
+      return graph;
+    };
+    assert.ok(!operatorsOf(build(256, 16)).includes('MatMul'), 'too few places');
+    assert.ok(!operatorsOf(build(128, 32)).includes('MatMul'), 'too few channels');
+    matchSnapshot('minimal-filtering', printGraph(build(256, 32)));
   });
 
   test('attention and its gradients', () => {
