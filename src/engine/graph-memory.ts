@@ -49,9 +49,9 @@ const sizeOf = (value: Value): number => value.size * bytesPerElement[value.dtyp
  */
 export function estimateGraphMemory(graph: Graph): GraphMemory {
   const nodes = graph.liveNodes();
-  const folded = foldedValues(nodes);
+  const folded = foldedValues(graph, nodes);
   const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
-  const weights = weightBytes(run, folded);
+  const weights = weightBytes(graph, run, folded);
   const activations = ARENA * peakLiveBytes(graph, run);
   const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
   const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
@@ -59,10 +59,11 @@ export function estimateGraphMemory(graph: Graph): GraphMemory {
 }
 
 /** What follows from weights alone: initializers, and what the runtime computes from them once, when it compiles. */
-function foldedValues(nodes: readonly Node[]): Set<Value> {
+function foldedValues(graph: Graph, nodes: readonly Node[]): Set<Value> {
   const folded = new Set<Value>();
-  const isFixed = (v: Value | undefined): boolean =>
-    v === undefined || v.origin.kind === 'constant' || v.origin.kind === 'external' || folded.has(v);
+  const isFixed = (v: Value | undefined): boolean => v === undefined || (!graph.stored.has(v) && isKnown(v));
+  const isKnown = (v: Value): boolean =>
+    v.origin.kind === 'constant' || v.origin.kind === 'external' || folded.has(v);
   for (const node of nodes) {
     for (const v of node.inputs) if (v && isFixed(v)) folded.add(v);
     if (node.inputs.every(isFixed)) for (const v of node.outputs) folded.add(v);
@@ -70,10 +71,16 @@ function foldedValues(nodes: readonly Node[]): Set<Value> {
   return folded;
 }
 
-/** Matrix products and convolutions keep a packed copy of a weight each, beside what it was computed from, if it was; any other weight is there once. */
-function weightBytes(run: readonly Node[], folded: ReadonlySet<Value>): number {
+/**
+ * Matrix products and convolutions keep a packed copy of a weight each, beside what it was computed from, if it was; any other weight, and one that is kept as stored,
+ * is there once.
+ */
+function weightBytes(graph: Graph, run: readonly Node[], folded: ReadonlySet<Value>): number {
   const plain = new Set<Value>();
-  let bytes = 0;
+  let bytes = graph
+    .liveSources()
+    .initializers.filter((v) => graph.stored.has(v))
+    .reduce((sum, v) => sum + sizeOf(v), 0);
   for (const { operator, inputs } of run) {
     for (const [i, value] of inputs.entries()) {
       if (!value || !folded.has(value)) continue;

@@ -91,6 +91,16 @@ test('weights count once for each product that packs them, and once more when th
   );
 });
 
+test('a weight that is kept as stored counts once, however many products read it', () => {
+  const graph = new Graph();
+  const x = graph.input('x', 'float32', [16, 16]);
+  const w = graph.external('w', 'float32', [16, 16], { path: 'weights', offset: 0 });
+  graph.output('y', matmul(matmul(x, w), transpose(w, [1, 0])));
+  assert.equal(estimateGraphMemory(graph).weights / UNIT, 3, 'packed, and turned and packed again');
+  graph.keepAsStored(w);
+  assert.equal(estimateGraphMemory(graph).weights / UNIT, 1);
+});
+
 test('state is what the graph updates', () => {
   const graph = new Graph();
   const moment = graph.input('moment', 'float32', [16, 16]);
