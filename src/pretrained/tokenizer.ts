@@ -114,7 +114,7 @@ function clipTokenizer(data: TokenizerData): ClipTokenizer {
     endId,
     padId,
     encode(prompt) {
-      const tokens = library.encode(withoutFinalSigma(prompt), { add_special_tokens: false }).ids;
+      const tokens = library.encode(asReferenceReads(prompt), { add_special_tokens: false }).ids;
       const kept = tokens.slice(0, maxLength - 2);
       const cut = tokens.slice(kept.length);
       const length = kept.length + 2;
@@ -125,11 +125,12 @@ function clipTokenizer(data: TokenizerData): ClipTokenizer {
 }
 
 /**
- * JavaScript lower-cases a capital sigma at the end of a word to its final form, the reference tokenizer goes letter by letter and does not. A capital sigma has
- * no other role in the text, so it can be lower-cased beforehand.
+ * Two places where the library would read a text unlike the reference tokenizer. JavaScript lower-cases a capital sigma at the end of a word to its final form, the
+ * reference goes letter by letter and does not; a capital sigma has no other role in the text, so it can be lower-cased beforehand. And the library takes a text that is
+ * nothing but an added token in other letter case for that token; a space at the end, which both drop, makes it look further.
  */
-function withoutFinalSigma(prompt: string): string {
-  return prompt.replaceAll('\u03a3', '\u03c3');
+function asReferenceReads(prompt: string): string {
+  return `${prompt.replaceAll('\u03a3', '\u03c3')} `;
 }
 
 /** CLIP's tokenizer in the library's own description of tokenizers (that of `tokenizer.json`). */

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
 import { cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
+import { variedPrompts } from '../../scripts/goldens/prompts.js';
 import { sampleWords } from '../../scripts/goldens/word-tokenizer.js';
 import { ModelError } from '../../src/errors.js';
 import { readConfigFile } from '../../src/formats/json-config-file.js';
@@ -55,6 +57,17 @@ test('the shipped vocabulary of CLIP gives the ids of CLIPTokenizer built from i
   [...golden.prompts, ...phrases].forEach((prompt, i) => {
     const { ids: found, length } = tokenizer.encode(prompt);
     assert.deepEqual(found.slice(0, length), ids[i], JSON.stringify(prompt));
+  });
+});
+
+test('the ids of 10,000 prompts of all kinds, by their hashes', async () => {
+  const { prompts, sha256 } = goldenJson<{ prompts: number; sha256: string[] }>('tokenizer/varied.json');
+  assert.equal(prompts, 10_000);
+  const tokenizer = await openTokenizer(await component(shippedTokenizerPath()));
+  const rows = variedPrompts(prompts).map((prompt) => tokenizer.encode(prompt).ids);
+  sha256.forEach((expected, i) => {
+    const ids = Int32Array.from(rows.slice(i * 100, (i + 1) * 100).flat());
+    assert.equal(createHash('sha256').update(ids).digest('hex'), expected, `prompts ${i * 100} and on`);
   });
 });
 
