@@ -3,10 +3,11 @@
 The denoiser is a formula, sin(2 x + t / 100), so that only the sampler is tested. Noise and noise on the way come from torch.Generator("cpu"), one a sample.
 A scheduler other than the file's own is made with from_config, as users do. Run from the repository's root:
 
-    python scripts/goldens/samplers.py
+    python scripts/goldens/samplers.py [FOLDER]
 """
 
 import json
+import sys
 from pathlib import Path
 
 import diffusers
@@ -14,7 +15,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import save_file
 
-GOLDENS = Path(__file__).resolve().parents[2] / "test" / "goldens"
+GOLDENS = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "test" / "goldens"
 SHAPE = (2, 2, 3, 5)
 SEEDS = [7, 8]
 

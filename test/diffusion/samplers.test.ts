@@ -1,100 +1,28 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { suite, test } from 'node:test';
-import type { SamplingOptions } from '../../src/diffusion/sampler.js';
-import { readScheduler, type SchedulerName, schedulerNames } from '../../src/diffusion/scheduler-config.js';
+import { type SchedulerName, schedulerNames } from '../../src/diffusion/scheduler-config.js';
 import { ModelError, UsageError } from '../../src/errors.js';
-import { parseConfig, parseJson } from '../../src/formats/json-config.js';
-import { elementCount, float32, type Tensor } from '../../src/tensor/tensor.js';
-import { TorchRandom } from '../../src/tensor/torch-random.js';
+import { float32 } from '../../src/tensor/tensor.js';
 import { goldenPath, goldenTensors, relativeError } from '../goldens.js';
+import { schedulerOf as read, readSamplerCases, sampleCase, visits as visitsOf } from './sampler-cases.js';
 
-interface Case {
-  readonly config: Record<string, unknown>;
-  readonly scheduler: SchedulerName | null;
-  readonly karras: boolean | null;
-  readonly steps: number;
-  readonly timesteps: number[];
-}
-
-const file = 'samplers.json';
-// Diffusers writes minus infinity into its configurations, so its JSON is read as theirs is.
-const golden = parseJson(readFileSync(goldenPath(file), 'utf8'), file) as unknown as {
-  readonly shape: number[];
-  readonly seeds: number[];
-  readonly cases: Record<string, Case>;
-};
+const golden = readSamplerCases(readFileSync(goldenPath('samplers.json'), 'utf8'));
 const expected = goldenTensors('samplers.safetensors');
-
-/** As diffusers writes a configuration. */
-function asPython(value: unknown): string {
-  return JSON.stringify(value, (_, v) => (v === Number.NEGATIVE_INFINITY ? '<-inf>' : v)).replaceAll(
-    '"<-inf>"',
-    '-Infinity',
-  );
-}
-
-const read = (config: Record<string, unknown>) =>
-  readScheduler(parseConfig(asPython(config), 'scheduler_config.json'));
-
-/** Noise as the goldens have it, one generator a sample. */
-function noiseOf(seeds: readonly number[], shape: readonly number[]): () => Tensor<'float32'> {
-  const randoms = seeds.map((seed) => new TorchRandom(seed));
-  const one = [1, ...shape.slice(1)];
-  return () => {
-    const all = new Float32Array(elementCount(shape));
-    randoms.forEach((random, i) => {
-      all.set(random.normals(one).data, i * elementCount(one));
-    });
-    return float32(shape, all);
-  };
-}
-
-interface Visits {
-  readonly options: SamplingOptions;
-  readonly timesteps: number[];
-  readonly done: number[];
-}
-
-function visits(steps: number): Visits {
-  const timesteps: number[] = [];
-  const done: number[] = [];
-  const drawNoise = noiseOf(golden.seeds, golden.shape);
-  const options: SamplingOptions = {
-    steps,
-    noise: drawNoise(),
-    drawNoise,
-    denoise: async (x, t) => {
-      timesteps.push(t);
-      return float32(
-        x.shape,
-        x.data.map((v) => Math.sin(2 * v + t / 100)),
-      );
-    },
-    onStep: (n) => {
-      done.push(n);
-    },
-  };
-  return { options, timesteps, done };
-}
+const visits = (steps: number) => visitsOf(golden, steps);
 
 suite("diffusers' samplers", () => {
-  for (const [name, { config, scheduler, karras, steps, timesteps }] of Object.entries(golden.cases)) {
+  for (const [name, c] of Object.entries(golden.cases)) {
     test(name, async () => {
-      const sampler = read(config).sampler({
-        ...(scheduler === null ? {} : { scheduler }),
-        ...(karras === null ? {} : { useKarrasSigmas: karras }),
-      });
-      const visited = visits(steps);
-      const sample = await sampler(visited.options);
-      assert.equal(visited.timesteps.length, timesteps.length);
+      const { sample, timesteps, done } = await sampleCase(golden, c);
+      assert.equal(timesteps.length, c.timesteps.length);
       const time = (values: number[]) => float32([timesteps.length], values);
-      assert.ok(relativeError(time(visited.timesteps), time(timesteps)) < 1e-6, 'timesteps');
+      assert.ok(relativeError(time(timesteps), time(c.timesteps)) < 1e-6, 'timesteps');
       const error = relativeError(sample, expected.get(name)!);
       assert.ok(error < 1e-4, `relative error ${error}`);
       assert.deepEqual(
-        visited.done,
-        Array.from({ length: steps }, (_, i) => i + 1),
+        done,
+        Array.from({ length: c.steps }, (_, i) => i + 1),
       );
     });
   }

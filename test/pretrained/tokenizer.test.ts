@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -8,12 +8,10 @@ import fc from 'fast-check';
 import { variedPrompts } from '../../scripts/goldens/prompts.js';
 import { sampleWords } from '../../scripts/goldens/word-tokenizer.js';
 import { ModelError } from '../../src/errors.js';
-import { readConfigFile } from '../../src/formats/json-config-file.js';
-import type { Component } from '../../src/pretrained/model-folder.js';
-import { shippedTokenizerPath } from '../../src/pretrained/single-file.js';
 import { openTokenizer } from '../../src/pretrained/tokenizer.js';
 import { wordTokenizerFiles, writeWordTokenizer } from '../../src/pretrained/word-tokenizer.js';
 import { goldenJson, goldenPath } from '../goldens.js';
+import { shippedTokenizer, tokenizerComponent } from '../shipped-tokenizer.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
 interface Golden {
@@ -24,20 +22,9 @@ interface Golden {
 const golden = goldenJson<Golden>('tokenizer/cases.json');
 const goldenFolder = (name: string): string => fileURLToPath(goldenPath(`tokenizer/${name}`));
 
-async function component(folder: string): Promise<Component> {
-  const config = await readConfigFile(join(folder, 'tokenizer_config.json'));
-  return {
-    name: 'tokenizer',
-    className: 'CLIPTokenizer',
-    folder,
-    files: (await readdir(folder)).sort(),
-    config,
-  };
-}
-
 for (const [name, { maxLength, padId, ids }] of Object.entries(golden.tokenizers)) {
   test(`${name}: the ids of transformers' CLIPTokenizer, prompt by prompt`, async () => {
-    const tokenizer = await openTokenizer(await component(goldenFolder(name)));
+    const tokenizer = await openTokenizer(await tokenizerComponent(goldenFolder(name)));
     assert.equal(tokenizer.maxLength, maxLength);
     assert.equal(tokenizer.padId, padId);
     golden.prompts.forEach((prompt, i) => {
@@ -51,7 +38,7 @@ for (const [name, { maxLength, padId, ids }] of Object.entries(golden.tokenizers
 
 test('the shipped vocabulary of CLIP gives the ids of CLIPTokenizer built from it', async () => {
   const { phrases, ids } = goldenJson<{ phrases: string[]; ids: number[][] }>('tokenizer/clip.json');
-  const tokenizer = await openTokenizer(await component(shippedTokenizerPath()));
+  const tokenizer = await shippedTokenizer();
   assert.equal(tokenizer.vocabularySize, 49408);
   assert.deepEqual([tokenizer.startId, tokenizer.endId, tokenizer.padId], [49406, 49407, 49407]);
   [...golden.prompts, ...phrases].forEach((prompt, i) => {
@@ -63,7 +50,7 @@ test('the shipped vocabulary of CLIP gives the ids of CLIPTokenizer built from i
 test('the ids of 10,000 prompts of all kinds, by their hashes', async () => {
   const { prompts, sha256 } = goldenJson<{ prompts: number; sha256: string[] }>('tokenizer/varied.json');
   assert.equal(prompts, 10_000);
-  const tokenizer = await openTokenizer(await component(shippedTokenizerPath()));
+  const tokenizer = await shippedTokenizer();
   const rows = variedPrompts(prompts).map((prompt) => tokenizer.encode(prompt).ids);
   sha256.forEach((expected, i) => {
     const ids = Int32Array.from(rows.slice(i * 100, (i + 1) * 100).flat());
@@ -72,7 +59,7 @@ test('the ids of 10,000 prompts of all kinds, by their hashes', async () => {
 });
 
 test('what does not fit is cut before the end token, and told', async () => {
-  const tokenizer = await openTokenizer(await component(goldenFolder('words')));
+  const tokenizer = await openTokenizer(await tokenizerComponent(goldenFolder('words')));
   const whole = tokenizer.encode('a photo of sks backpack');
   assert.equal(whole.truncatedText, undefined);
   assert.equal(whole.length, 7);
@@ -85,7 +72,7 @@ test('what does not fit is cut before the end token, and told', async () => {
 });
 
 test('any text gives maxLength ids between start and padding, all within the vocabulary', async () => {
-  const tokenizer = await openTokenizer(await component(goldenFolder('words')));
+  const tokenizer = await openTokenizer(await tokenizerComponent(goldenFolder('words')));
   fc.assert(
     fc.property(fc.string({ unit: 'binary', maxLength: 60 }), (prompt) => {
       const { ids, length } = tokenizer.encode(prompt);
@@ -99,7 +86,7 @@ test('any text gives maxLength ids between start and padding, all within the voc
 });
 
 test('the limit is the smaller one of the tokenizer and the text encoder', async () => {
-  const words = await component(goldenFolder('words'));
+  const words = await tokenizerComponent(goldenFolder('words'));
   assert.equal((await openTokenizer(words, 77)).maxLength, 24);
   assert.equal((await openTokenizer(words, 10)).maxLength, 10);
 });
@@ -122,7 +109,7 @@ test('every word is one id, whatever words it shares letters with', async (t) =>
   await fc.assert(
     fc.asyncProperty(fc.uniqueArray(word, { minLength: 1, maxLength: 30 }), async (words) => {
       for (const [name, text] of wordTokenizerFiles(words, 16)) await writeFile(join(folder, name), text);
-      const tokenizer = await openTokenizer(await component(folder));
+      const tokenizer = await openTokenizer(await tokenizerComponent(folder));
       const seen = new Set<number>();
       for (const w of words) {
         const { ids, length } = tokenizer.encode(` ${w.toUpperCase()} `);
@@ -258,7 +245,7 @@ for (const { what, from = 'words', break: breakIt, message } of malformed) {
     const folder = await copy(t, from);
     await breakIt(folder);
     await assert.rejects(
-      async () => openTokenizer(await component(folder)),
+      async () => openTokenizer(await tokenizerComponent(folder)),
       (error) => {
         assert.ok(error instanceof ModelError, String(error));
         assert.match(error.message, message);
