@@ -18,8 +18,11 @@ export interface GraphMemory {
 /** Measured: what ONNX Runtime keeps for each node of a session, and for a session at all. */
 const BYTES_A_NODE = 12 * 1024;
 const BYTES_A_SESSION = 2 * 2 ** 20;
-/** Measured: what the runtime's arena holds for each byte that is alive, since freed pieces do not always fit what comes next. */
-const ARENA = 1.35;
+/**
+ * Measured: what the runtime's arena holds for each byte that is alive, since freed pieces do not always fit what comes next and kernels have scratch of their own.
+ * Where only the forward pass runs little is kept, and these weigh more.
+ */
+const ARENA = { training: 1.35, inference: 2.1 } as const;
 
 /** ONNX Runtime's kernels that may write their result over an operand that nobody else needs. */
 const inPlace: ReadonlySet<Operator> = new Set([
@@ -52,7 +55,8 @@ export function estimateGraphMemory(graph: Graph): GraphMemory {
   const folded = foldedValues(graph, nodes);
   const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
   const weights = weightBytes(graph, run, folded);
-  const activations = ARENA * peakLiveBytes(graph, run);
+  const held = graph.updates.size > 0 ? ARENA.training : ARENA.inference;
+  const activations = held * peakLiveBytes(graph, run);
   const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
   const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
   return { weights, activations, state, engine, total: weights + activations + state + engine };

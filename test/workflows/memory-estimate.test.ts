@@ -53,7 +53,7 @@ test('what takes more memory is estimated to take more', () => {
 });
 
 test('what the machine cannot hold is refused with the estimate and what takes less', () => {
-  const needs = needsOf({}, [256, 128]);
+  const needs = needsOf({ instances: 8, priors: 8 }, [256, 128]);
   const { peak } = estimateMemory(model, needs);
   requireMemory(model, needs, peak.total);
   assert.throws(
