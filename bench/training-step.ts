@@ -31,7 +31,7 @@ const building = performance.now();
 const { micro } = buildStep(model, {
   objective:
     workload.method === 'dpg'
-      ? { method: 'dpg', gamma: 0.9986, criticLearningRate: learningRates.critic }
+      ? { method: 'dpg look-forward', gamma: 0.9986, criticLearningRate: learningRates.critic }
       : { method: 'dreambooth' },
   priorLossWeight: 1,
   lora: workload.lora,

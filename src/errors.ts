@@ -82,6 +82,11 @@ export class HubError extends PortrayalError {
   }
 }
 
+/** A reward that could not be had: a function that fails, an endpoint that does not answer, answers that are no rewards. */
+export class RewardError extends PortrayalError {
+  override readonly exitCode = 10;
+}
+
 /** The user asked to stop. */
 export class CancelledError extends PortrayalError {
   override readonly exitCode = 130;

@@ -21,6 +21,7 @@ export {
   ModelError,
   OutputError,
   PortrayalError,
+  RewardError,
   RunError,
   UsageError,
 } from './errors.js';
@@ -33,6 +34,8 @@ export {
   TextToImage,
   type TextToImageOptions,
 } from './pretrained/text-to-image.js';
+export type { ScoreFunction } from './rewards/function-reward.js';
+export type { Picture, ScoringContext } from './rewards/reward.js';
 export type {
   CheckpointEvent,
   DownloadEvent,
@@ -60,4 +63,5 @@ export {
   type PersonaliseResult,
   personalise,
 } from './workflows/personalise.js';
+export type { RewardInput, RewardSpec } from './workflows/reward-spec.js';
 export { shippedModelPath } from './workflows/shipped.js';

@@ -1,63 +1,140 @@
-import { lookForward, lookForwardResidual } from '../diffusion/look-forward.js';
-import { add, mul, neg, square, sub } from '../onnx/elementwise.js';
+import { add, mul, neg } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
-import { gather } from '../onnx/movement.js';
+import { concat, reshape, slice } from '../onnx/movement.js';
 import { mean } from '../onnx/reduction.js';
-import { float32 } from '../tensor/tensor.js';
-import type { Critic } from './critic.js';
+import { type Combination, combine } from '../rewards/combination.js';
+import type { Heading, WeightedReward } from '../rewards/reward.js';
+import { denoisingLoss } from './denoising.js';
+import { discountPerTimestep, instanceCoefficients, type NextStates } from './heading.js';
 import { type Batch, instanceRows, type Objective } from './objective.js';
 import { priorLoss } from './prior-preservation.js';
+import type { CriticState, ReturnCritic } from './return-critic.js';
+
+/** Which way the policy's gradient takes: through the critic, straight through rewards that have a gradient, or the mean of both. */
+export type PolicyGradient = 'critic' | 'reward' | 'both';
+
+/**
+ * What the critic learns of a reward r. `return`: the discounted return, with the temporal-difference target r(x_t) + gamma Q(x_{t-1}), as the paper has it.
+ * `reward`: r(x_t) alone, as the released code has it; then gamma^t discounts what the policy follows.
+ */
+export type CriticTarget = 'return' | 'reward';
 
 export interface DpgSettings {
   /** Weight of the class's rows. */
   readonly priorLossWeight: number;
-  /** Discount per timestep. */
-  readonly gamma: number;
+  /** Weight of the rewards against the denoising error. */
+  readonly lambda: number;
+  readonly rewards: readonly WeightedReward[];
+  readonly combination: Combination;
+  /** Left out: straight for the rewards that have a gradient, through the critic for the others. */
+  readonly policyGradient?: PolicyGradient;
+  readonly criticTarget: CriticTarget;
+}
+
+/** Whether a reward is followed by its own gradient under these settings. */
+export function isFollowedStraight({ reward }: WeightedReward, { policyGradient }: DpgSettings): boolean {
+  return reward.kind === 'graph' && policyGradient !== 'critic';
+}
+
+/** The rewards that the critic has to learn under these settings, in the order of its heads. */
+export function criticRewards(settings: DpgSettings): readonly WeightedReward[] {
+  const { rewards, policyGradient } = settings;
+  if (policyGradient === 'critic' || policyGradient === 'both') return rewards;
+  return rewards.filter((r) => !isFollowedStraight(r, settings));
+}
+
+/** A state for the critic, of the subject's rows. */
+export function criticState(batch: Batch, heading: Heading): CriticState {
+  return {
+    heading: heading.latents,
+    clean: heading.clean,
+    noiseLevel: instanceCoefficients(batch).noise,
+  };
 }
 
 /**
- * Deterministic policy gradient with the look-forward reward (arXiv 2407.06642, sections 4.1 and 4.2), as the authors' released code computes it.
+ * The policy's turn of the deterministic policy gradient on any rewards, as arXiv 2407.06642 describes it (section 4, algorithm 1): it maximises
  *
- * The denoiser is a deterministic policy: its state is (x_t, t, c), its action the prediction. Looking forward from x_t gives xhat_0 and the residual
- * rho = (xhat_0 - x_0)^2, whose mean is the negative reward. The critic Q_phi learns that mean from rho, and the policy descends gamma^t Q_phi(rho):
+ *   mean_i ( lambda * P_i - |eps_i - a_i|^2 )  -  w * mse(prior rows)
  *
- *   policy:  w * mse(prior rows) + mean_i gamma^{t_i} Q_phi(rho_i)
- *   critic:  mean_i (Q_phi(rho_i) - mean(rho_i))^2, rho held constant
+ * over the subject's rows i, where P combines what is expected of each reward r_k: the critic's Q_k, whose gradient reaches the policy through where it is
+ * heading, or, where r_k has a gradient, gamma_k^t r_k itself.
  *
- * Both are taken from one forward pass and with the critic as it was before this step, so one graph holds the policy's turn and the critic's.
+ * Deviations from the paper, which is silent on some of this: the squared error is a mean over elements, as everywhere; the released code has no denoising
+ * error on the subject's rows; what Q sees is described at {@link ReturnCritic}.
  *
- * Deviations from that code: gamma^t is each sample's own, where there the first sample's timestep counted for all; any resolution; the prior rows may be absent.
+ * @param values of the graph rewards by name, [I] each; black boxes have none
+ * @param critic where some reward is learnt by it
  */
-export function dpgLookForward(
+export function dpg(
   batch: Batch,
-  critic: Critic,
-  { priorLossWeight, gamma }: DpgSettings,
+  heading: Heading,
+  values: ReadonlyMap<string, Value>,
+  critic: ReturnCritic | undefined,
+  settings: DpgSettings,
 ): Objective {
-  const { schedule } = batch;
-  const rows = (v: Value): Value => instanceRows(batch, v);
-  const coefficients = { signal: rows(batch.coefficients.signal), noise: rows(batch.coefficients.noise) };
-  const clean = rows(batch.clean);
-  const heading = lookForward(
-    schedule.predictionType,
-    rows(batch.noisy),
-    rows(batch.prediction),
-    coefficients,
-  );
-  const rho = lookForwardResidual(heading, clean); // [I, C, h, w]
-  const cost = mean(rho, [1, 2, 3]); // [I]
-  const value = critic.value(rho); // [I]
-  const discount = Float32Array.from({ length: schedule.steps }, (_, t) => gamma ** t);
-  const table = rho.graph.constant(float32([schedule.steps], discount), 'discount');
-  const valueLoss = mean(mul(gather(table, rows(batch.timesteps), 0), value));
+  const { rewards, combination, policyGradient, criticTarget } = settings;
+  const learnt = criticRewards(settings);
+  const expected = critic?.values(criticState(batch, heading)); // [I, K]
+  const byCritic = (r: WeightedReward) => {
+    const k = learnt.indexOf(r);
+    const value = reshape(slice(expected!, 1, k, k + 1), [batch.instances]);
+    // A return is discounted in itself.
+    return criticTarget === 'return'
+      ? { value, weight: r.weight }
+      : { value, weight: r.weight, discount: discountPerTimestep(batch, r.gamma) };
+  };
+  const straight = (r: WeightedReward) => ({
+    value: values.get(r.reward.name)!,
+    weight: r.weight,
+    discount: discountPerTimestep(batch, r.gamma),
+  });
+  const bestWay = (): Value =>
+    combine(
+      combination,
+      rewards.map((r) => (isFollowedStraight(r, settings) ? straight(r) : byCritic(r))),
+    );
+  const throughCritic = (): Value => combine(combination, rewards.map(byCritic));
+  const promise =
+    policyGradient === 'critic'
+      ? throughCritic()
+      : policyGradient === 'both'
+        ? mul(add(bestWay(), throughCritic()), 0.5)
+        : bestWay(); // [I]
+  const valueLoss = neg(mean(promise));
+  const instance = denoisingLoss(instanceRows(batch, batch.prediction), instanceRows(batch, batch.target));
+  const own = add(instance, mul(valueLoss, settings.lambda));
   const prior = priorLoss(batch);
   return {
-    loss: prior ? add(valueLoss, mul(prior, priorLossWeight)) : valueLoss,
-    criticLoss: mean(square(sub(value, cost))),
-    metrics: {
-      reward: neg(mean(cost)),
-      criticValue: neg(mean(value)),
-      valueLoss,
-      ...(prior ? { priorLoss: prior } : {}),
-    },
+    loss: prior ? add(own, mul(prior, settings.priorLossWeight)) : own,
+    metrics: { valueLoss, instanceLoss: instance, ...(prior ? { priorLoss: prior } : {}) },
   };
+}
+
+/**
+ * The critic's turn: one step on (Q_k(x_t) - y_k)^2 of each reward it learns, with y_k = r_k(x_t) + gamma_k Q_k(x_{t-1}) or r_k(x_t). The process ends at t = 0,
+ * after which there is no return.
+ *
+ * @param rewards r_k(x_t) of the learnt rewards, in the order of the heads, [I, K]
+ * @param next where x_{t-1} leads, and whether there is one; left out where returns are not learnt
+ */
+export function criticTurn(
+  critic: ReturnCritic,
+  state: CriticState,
+  rewards: Value,
+  learnt: readonly WeightedReward[],
+  next?: { readonly state: CriticState; readonly goesOn: Value },
+): ReturnType<ReturnCritic['turn']> {
+  if (!next) return critic.turn(state, rewards);
+  const later = critic.values(next.state); // [I, K]
+  const discounts = concat(
+    learnt.map((r) => mul(reshape(next.goesOn, [-1, 1]), r.gamma)),
+    1,
+  ); // [I, K]
+  return critic.turn(state, add(rewards, mul(discounts, later)));
+}
+
+/** The state that the critic sees one timestep on, from where the policy is heading there. */
+export function nextCriticState(next: NextStates, heading: Value, clean: Value): CriticState {
+  return { heading, clean, noiseLevel: next.coefficients.noise };
 }

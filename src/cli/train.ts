@@ -109,15 +109,57 @@ export function createTrainCommand(
   ]);
   add('The method:', [
     choiceOption('--method <name>', `dpg or dreambooth (default: ${d.method})`, ['dpg', 'dreambooth']),
-    choiceOption('--reward <name>', `What dpg is rewarded for (default: ${d.reward})`, ['look-forward']),
+    repeatedOption(
+      '--reward <reward>',
+      'What dpg is rewarded for; may be given several times: look-forward, dino:DIR, clip-image:DIR, clip-text:DIR, embedding:DIR|FILE.onnx, onnx:FILE.onnx, jpeg-size, ./module.mjs, http://…, each with =WEIGHT and @GAMMA where wanted (default: look-forward)',
+    ),
+    choiceOption(
+      '--reward-combination <kind>',
+      `sum or harmonic: how several rewards become one (default: ${d.rewardCombination})`,
+      ['sum', 'harmonic'],
+    ),
+    choiceOption(
+      '--objective <name>',
+      "official, the authors' code, for look-forward alone; or paper, for any rewards (default: official where it can be)",
+      ['official', 'paper'],
+    ),
+    numberOption(
+      '--lambda <x>',
+      `Weight of the rewards against the denoising error, for paper (default: ${d.lambda})`,
+      { atLeast: 0 },
+    ),
+    choiceOption(
+      '--policy-gradient <way>',
+      'critic, reward or both: through the critic or straight through the reward (default: straight where a reward has a gradient)',
+      ['critic', 'reward', 'both'],
+    ),
+    choiceOption(
+      '--critic-target <kind>',
+      `return or reward: what the critic learns, for paper (default: ${d.criticTarget})`,
+      ['return', 'reward'],
+    ),
+    numberOption(
+      '--reward-timeout <seconds>',
+      `How long a reward from outside may take for an answer (default: ${d.rewardTimeout})`,
+      { above: 0 },
+    ),
+    choiceOption(
+      '--on-reward-failure <what>',
+      `stop, with everything saved, or skip the critic's turn (default: ${d.onRewardFailure})`,
+      ['stop', 'skip'],
+    ),
     choiceOption('--preset <name>', 'official: the settings of the published run', Object.keys(presets)),
     numberOption('--gamma <x>', `Discount of the reward per timestep (default: ${d.gamma})`, {
       above: 0,
       atMost: 1,
     }),
-    numberOption('--critic-learning-rate <x>', `Of the critic's SGD (default: ${d.criticLearningRate})`, {
-      atLeast: 0,
-    }),
+    numberOption(
+      '--critic-learning-rate <x>',
+      'Of the critic (default: 0.01 for official, by SGD; 0.001 for paper, by Adam)',
+      {
+        atLeast: 0,
+      },
+    ),
     numberOption('--snr-gamma <x>', 'Min-SNR weighting, for dreambooth (default: none)', { above: 0 }),
     ...switchOptions(
       '--with-prior-preservation',

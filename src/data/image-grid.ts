@@ -106,6 +106,11 @@ export async function encodeThumbnail(image: RgbImage, side: number): Promise<Ui
     .toBuffer();
 }
 
+/** Encodes a picture as a JPEG file of this quality, 1 to 100. */
+export async function encodeJpeg(image: RgbImage, quality: number): Promise<Uint8Array> {
+  return raw(image).jpeg({ quality }).toBuffer();
+}
+
 function raw({ pixels, width, height }: RgbImage) {
   return sharp(pixels, { raw: { width, height, channels: 3 }, limitInputPixels: false });
 }

@@ -108,7 +108,8 @@ const CRITIC_LOSS = 'Critic loss';
 
 /**
  * The curves of a run from its metrics: loss, reward, what the critic expects beside the reward that came, learning rate. A curve without measurements is
- * left out. Reads the fields `loss`, `reward`, `criticValue`, `criticLoss` and `learningRate`.
+ * left out. Reads the fields `loss`, `reward`, `criticValue`, `criticLoss` and `learningRate`, and for each reward of several, or of one that the critic learns,
+ * `reward.NAME`, `critic.NAME`, `criticCorrelation.NAME` and `criticExplainedVariance.NAME`.
  */
 export function chartsFromMetrics(metrics: readonly MetricsRecord[]): LineChart[] {
   const series = (label: string, field: string): Series => ({
@@ -137,6 +138,25 @@ export function chartsFromMetrics(metrics: readonly MetricsRecord[]): LineChart[
       series: [series('reward that came', 'reward'), series('reward the critic expects', 'criticValue')],
       smoothing: 0.1,
     },
+    ...rewardNames(metrics).flatMap((name): LineChart[] => [
+      {
+        title: `Reward: ${name}`,
+        hint: 'Of the pictures that the model is heading for, and what the critic expected of them where it learns this reward. Up is better.',
+        series: [
+          series('reward that came', `reward.${name}`),
+          series('reward the critic expected', `critic.${name}`),
+        ].filter(({ points }, i) => i === 0 || points.length > 0),
+        smoothing: 0.1,
+      },
+      {
+        title: `Critic's fit: ${name}`,
+        hint: 'Of what the critic expected with what came, over the last fifty steps or so. 1 is perfect; at 0 the critic is no better than the mean.',
+        series: [
+          series('correlation', `criticCorrelation.${name}`),
+          series('explained variance', `criticExplainedVariance.${name}`),
+        ],
+      },
+    ]),
     {
       title: CRITIC_LOSS,
       hint: 'The squared difference between the reward that the critic expects and the one that came. Down is better.',
@@ -154,6 +174,17 @@ export function chartsFromMetrics(metrics: readonly MetricsRecord[]): LineChart[
   return measured.some(({ title }) => title === CRITIC_AND_REWARD)
     ? measured.filter(({ title }) => title !== CRITIC_LOSS)
     : measured;
+}
+
+/** The rewards that have curves of their own, in the order of the log. */
+function rewardNames(metrics: readonly MetricsRecord[]): string[] {
+  const names = metrics.flatMap((record) =>
+    Object.keys(record).flatMap((key) => /^reward\.(.+)$/.exec(key)?.[1] ?? []),
+  );
+  const unique = [...new Set(names)];
+  // A single reward that no critic learns is the chart of all rewards once more.
+  const learnt = metrics.some((record) => unique.some((name) => `critic.${name}` in record));
+  return unique.length > 1 || learnt ? unique : [];
 }
 
 function header({ title, summary, method, token, figures, references }: ReportData): string {

@@ -23,6 +23,8 @@ export interface LoraOptions {
   readonly targets: (modulePath: string) => boolean;
   /** Put before the names of the graph inputs, for example `unet.`. */
   readonly prefix?: string;
+  /** Factors that are inputs of the graph already, by input name. */
+  readonly factors?: ReadonlyMap<string, Value>;
 }
 
 /**
@@ -37,7 +39,7 @@ export class LoraParameters implements ParameterSource {
   constructor(base: ParameterSource, graph: Graph, options: LoraOptions) {
     this.#base = base;
     this.#options = options;
-    this.#factors = new InputParameters(graph, options.prefix ?? '');
+    this.#factors = new InputParameters(graph, options.prefix ?? '', options.factors);
   }
 
   /** The factors asked for so far. */

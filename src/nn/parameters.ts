@@ -77,12 +77,15 @@ export interface ParameterSpec {
 export class InputParameters implements ParameterSource {
   readonly #graph: Graph;
   readonly #prefix: string;
+  readonly #known: ReadonlyMap<string, Value>;
   readonly #specs = new Map<string, ParameterSpec>();
   readonly #values = new Map<string, Value>();
 
-  constructor(graph: Graph, prefix = '') {
+  /** @param known inputs that are there already, by their names: for a model that is built into the graph once more, with the same parameters */
+  constructor(graph: Graph, prefix = '', known: ReadonlyMap<string, Value> = new Map()) {
     this.#graph = graph;
     this.#prefix = prefix;
+    this.#known = known;
   }
 
   /** Everything asked for so far, in the order of asking. */
@@ -102,7 +105,7 @@ export class InputParameters implements ParameterSource {
       return known;
     }
     const input = this.#prefix + path;
-    const value = this.#graph.input(input, 'float32', shape);
+    const value = this.#known.get(input) ?? this.#graph.input(input, 'float32', shape);
     this.#specs.set(path, { input, path, shape: [...shape], init });
     this.#values.set(path, value);
     return value;

@@ -4,7 +4,11 @@ import { gradients } from '../autodiff/gradient.js';
 import { rules } from '../autodiff/rules.js';
 import { ModelError } from '../errors.js';
 import { readConfigFile } from '../formats/json-config-file.js';
-import { type ImagePreprocessing, preprocess, readImagePreprocessing } from '../models/image-preprocessing.js';
+import {
+  type ImagePreprocessing,
+  preprocess,
+  readImagePreprocessing,
+} from '../models/image-preprocessing.js';
 import { type ExternalData, Graph, GraphError, type Value } from '../onnx/graph.js';
 import { importModel } from '../onnx/import/import-model.js';
 import { decodeModel, type FileModel, type FileTensor, type FileValue } from '../onnx/import/model.js';
@@ -86,7 +90,8 @@ function pictureInput(model: FileModel, path: string): FileValue {
   }
   const { shape, type } = input;
   const channels = shape?.[1];
-  const isPicture = shape === undefined || (shape.length === 4 && (channels === 3 || typeof channels === 'string'));
+  const isPicture =
+    shape === undefined || (shape.length === 4 && (channels === 3 || typeof channels === 'string'));
   if (!isPicture || (type !== 'float32' && type !== 'float16' && type !== 'double')) {
     throw new ModelError(
       `${path}: expected pictures as float[N, 3, H, W], but its input is ${shown(input)}. Export it with channels first and floats.`,
@@ -129,7 +134,8 @@ function requireExtents(path: string, input: FileValue, prepared: Value): void {
 
 function asNumbers(output: Value, path: string): Value {
   const [rows] = output.shape;
-  if (output.dtype === 'float32' && rows !== undefined && output.size === rows) return reshape(output, [rows]);
+  if (output.dtype === 'float32' && rows !== undefined && output.size === rows)
+    return reshape(output, [rows]);
   throw new ModelError(
     `${path}: expected one number for each picture, [N] or [N, 1], but its output is ${shapeOf(output)}. If it embeds pictures, use --reward embedding:${basename(path)}.`,
   );
@@ -137,7 +143,13 @@ function asNumbers(output: Value, path: string): Value {
 
 function asEmbeddings(output: Value, path: string): Value {
   const [rows, width] = output.shape;
-  if (output.dtype === 'float32' && rows !== undefined && width !== undefined && output.size === rows * width && width > 1) {
+  if (
+    output.dtype === 'float32' &&
+    rows !== undefined &&
+    width !== undefined &&
+    output.size === rows * width &&
+    width > 1
+  ) {
     return reshape(output, [rows, width]);
   }
   throw new ModelError(
@@ -159,7 +171,8 @@ function requireGradient(output: Value, pixels: Value, path: string): void {
   if (!reason) {
     try {
       const [gradient] = gradients(sum(output), [pixels]);
-      if (gradient!.origin.kind === 'constant') reason = 'no gradient reaches the picture: its output changes in steps alone';
+      if (gradient!.origin.kind === 'constant')
+        reason = 'no gradient reaches the picture: its output changes in steps alone';
     } catch (error) {
       if (!(error instanceof GraphError)) throw error;
       reason = error.message;
@@ -211,6 +224,8 @@ async function externalPlaces(file: string, model: FileModel): Promise<Map<strin
 }
 
 function bytesOf({ type, shape }: FileTensor): number {
-  const width = { float32: 4, int32: 4, float16: 2, bfloat16: 2, int64: 8, double: 8, uint8: 1, bool: 1 }[type];
+  const width = { float32: 4, int32: 4, float16: 2, bfloat16: 2, int64: 8, double: 8, uint8: 1, bool: 1 }[
+    type
+  ];
   return shape.reduce((n, d) => n * d, width);
 }

@@ -84,6 +84,13 @@ interface TextEncoder extends TextNetwork {
   readonly weights: WeightSet;
 }
 
+export interface DenoiserOptions {
+  readonly lora?: LoraSettings | undefined;
+  readonly gradientCheckpointing?: boolean;
+  /** The low-rank factors of a denoiser that is in the graph already, to be shared with it. */
+  readonly factors?: ReadonlyMap<string, Value>;
+}
+
 /**
  * A Stable Diffusion model, opened: its configurations read, its weights checked and ready to be referred to from graphs. Each builder adds one network to a
  * graph; weights are read from the model's own files by the engine.
@@ -242,11 +249,22 @@ export class StableDiffusion {
   denoiser(
     graph: Graph,
     { sample, timestep, condition }: DenoiserInputs,
-    options: { readonly lora?: LoraSettings | undefined; readonly gradientCheckpointing?: boolean } = {},
+    options: DenoiserOptions = {},
   ): Adapted<Value> {
-    const { lora, gradientCheckpointing = false } = options;
-    return this.#adapt(graph, this.weights.unet, denoiserTargets, lora, (scope) =>
-      unet2DCondition(scope, this.unetConfig, { sample, timestep, ...condition }, { gradientCheckpointing }),
+    const { lora, gradientCheckpointing = false, factors } = options;
+    return this.#adapt(
+      graph,
+      this.weights.unet,
+      denoiserTargets,
+      lora,
+      (scope) =>
+        unet2DCondition(
+          scope,
+          this.unetConfig,
+          { sample, timestep, ...condition },
+          { gradientCheckpointing },
+        ),
+      factors,
     );
   }
 
@@ -290,6 +308,7 @@ export class StableDiffusion {
     targets: RegExp,
     lora: LoraSettings | undefined,
     build: (scope: Scope) => T,
+    factors?: ReadonlyMap<string, Value>,
   ): Adapted<T> {
     const base: ParameterSource = weightSource(graph, weights);
     if (!lora) return { result: build(new Scope(base)), factors: new Map(), specs: [] };
@@ -298,6 +317,7 @@ export class StableDiffusion {
       alpha: lora.alpha,
       targets: (path) => targets.test(path),
       prefix: `${weights.component}.`,
+      ...(factors ? { factors } : {}),
     };
     const adapted = new LoraParameters(base, graph, options);
     const result = build(new Scope(adapted));

@@ -8,6 +8,7 @@ import { Graph } from '../onnx/graph.js';
 import { batchRows, concatRows } from '../tensor/rows.js';
 import { full, type Tensor, zeros } from '../tensor/tensor.js';
 import { TorchRandom } from '../tensor/torch-random.js';
+import { pictureBytes } from './picture-bytes.js';
 import type { TextEmbedding } from './pipeline-kind.js';
 import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
 
@@ -221,7 +222,7 @@ export class TextToImage {
         `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. Its weights, or the LoRA, are damaged or diverged.`,
       );
     }
-    return requests.map((_, i) => imageFrom(pixels as Tensor<'float32'>, i));
+    return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));
   }
 
   /** What guidance leads away from. */
@@ -234,19 +235,4 @@ export class TextToImage {
     const { condition, pooled } = like;
     return { condition: zeros(condition.shape), ...(pooled && { pooled: zeros(pooled.shape) }) };
   }
-}
-
-/** Picture i of a batch [B, 3, H, W] in [-1, 1] as bytes, channels last. */
-function imageFrom(batch: Tensor<'float32'>, i: number): DrawnImage {
-  const [, channels, height, width] = batch.shape as [number, number, number, number];
-  const plane = height * width;
-  const pixels = new Uint8Array(channels * plane);
-  const from = i * channels * plane;
-  for (let p = 0; p < plane; p++) {
-    for (let c = 0; c < channels; c++) {
-      const value = (batch.data[from + c * plane + p]! / 2 + 0.5) * 255;
-      pixels[p * channels + c] = Math.max(0, Math.min(255, Math.round(value)));
-    }
-  }
-  return { width, height, pixels };
 }

@@ -1,23 +1,28 @@
 import { Critic } from '../algorithms/critic.js';
-import { dpgLookForward } from '../algorithms/dpg.js';
+import type { DpgSettings } from '../algorithms/dpg.js';
+import { dpgLookForward } from '../algorithms/dpg-look-forward.js';
 import { dreambooth } from '../algorithms/dreambooth.js';
 import type { Batch, Objective } from '../algorithms/objective.js';
 import { gradients } from '../autodiff/gradient.js';
 import { type PictureSize, squareOf } from '../data/aspect-buckets.js';
 import { coefficients, noisySample, predictionTarget } from '../diffusion/look-forward.js';
+import type { Condition } from '../models/unet-2d-condition.js';
 import { add, div, exp, mul } from '../onnx/elementwise.js';
 import { Graph, type Value } from '../onnx/graph.js';
+import { slice } from '../onnx/movement.js';
 import { clipByGlobalNorm } from '../optim/clipping.js';
 import { ema } from '../optim/ema.js';
 import type { Optimizer } from '../optim/optimizer.js';
 import { sgd } from '../optim/sgd.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
-import { type Shape, type Tensor, zeros } from '../tensor/tensor.js';
+import { type Tensor, zeros } from '../tensor/tensor.js';
+import { buildRewardTurns, type RewardTurns } from './reward-turns.js';
 
 /** The objective that the policy descends. */
 export type ObjectiveSettings =
   | { readonly method: 'dreambooth'; readonly snrGamma?: number }
-  | { readonly method: 'dpg'; readonly gamma: number; readonly criticLearningRate: number };
+  | { readonly method: 'dpg look-forward'; readonly gamma: number; readonly criticLearningRate: number }
+  | ({ readonly method: 'dpg'; readonly criticLearningRate: number } & Omit<DpgSettings, 'priorLossWeight'>);
 
 export interface StepSettings {
   readonly objective: ObjectiveSettings;
@@ -45,6 +50,10 @@ export interface StepGraphs {
   readonly apply: Graph | undefined;
   /** What `micro` returns besides `loss`. */
   readonly metrics: readonly string[];
+  /** The critic's turn, where it waits for rewards from outside. */
+  readonly critic:
+    | (Pick<RewardTurns, 'experience' | 'criticMetrics'> & { readonly graph: Graph })
+    | undefined;
 }
 
 export const criticOptimizer = sgd({ name: 'critic.sgd' });
@@ -102,12 +111,15 @@ export function buildStep(
     target: predictionTarget(schedule.predictionType, clean, noise, c),
   };
   const parameters = [...denoiser.factors.values(), ...(text?.factors.values() ?? [])];
-  const { loss, criticLoss, metrics, critic } = buildObjective(
-    graph,
-    batch,
-    settings,
-    model.latentShape(settings.resolution),
-  );
+  const predict = (sample: Value, timestep: Value): Value =>
+    model.denoiser(
+      graph,
+      { sample, timestep, condition: instanceCondition(condition, settings.instances) },
+      { lora, factors: denoiser.factors },
+    ).result;
+  const built = buildObjective(graph, batch, model, predict, settings);
+  const { loss, criticLoss, metrics } = built.objective;
+  const { critic } = built;
   const named = { ...metrics, ...(criticLoss ? { criticLoss } : {}) };
   graph.output('loss', loss);
   for (const [name, value] of Object.entries(named)) graph.output(name, value);
@@ -131,7 +143,30 @@ export function buildStep(
   if (critic && criticLoss) {
     criticOptimizer.update(graph, critic.parameters, gradients(criticLoss, critic.parameters));
   }
-  return { micro: graph, apply, metrics: Object.keys(named) };
+  const { turns } = built;
+  return {
+    micro: graph,
+    apply,
+    metrics: Object.keys(named),
+    critic: turns?.critic && { ...turns, graph: turns.critic },
+  };
+}
+
+/** What the subject's rows are conditioned on. */
+function instanceCondition({ encoderHiddenStates, added }: Condition, count: number): Condition {
+  const rows = (v: Value): Value => slice(v, 0, 0, count);
+  return {
+    encoderHiddenStates: rows(encoderHiddenStates),
+    ...(added ? { added: { textEmbeds: rows(added.textEmbeds), timeIds: rows(added.timeIds) } } : {}),
+  };
+}
+
+interface BuiltObjective {
+  readonly objective: Objective;
+  /** The critic of the released code, whose turn is still to be built. */
+  readonly critic?: Critic;
+  /** The turns of the general method, critic's turn included. */
+  readonly turns?: RewardTurns;
 }
 
 /**
@@ -147,15 +182,34 @@ function offsetNoise(noise: Value, offset = 0): Value {
 function buildObjective(
   graph: Graph,
   batch: Batch,
-  { objective, priorLossWeight }: StepSettings,
-  square: Shape,
-): Objective & { critic?: Critic } {
-  if (objective.method === 'dreambooth') {
-    const { snrGamma } = objective;
-    return dreambooth(batch, { priorLossWeight, ...(snrGamma === undefined ? {} : { snrGamma }) });
+  model: StableDiffusion,
+  predict: (noisy: Value, timesteps: Value) => Value,
+  { objective, priorLossWeight, resolution, gradientCheckpointing }: StepSettings,
+): BuiltObjective {
+  switch (objective.method) {
+    case 'dreambooth': {
+      const { snrGamma } = objective;
+      const weights = snrGamma === undefined ? {} : { snrGamma };
+      return { objective: dreambooth(batch, { priorLossWeight, ...weights }) };
+    }
+    case 'dpg look-forward': {
+      const critic = new Critic(graph, [1, ...model.latentShape(resolution)]);
+      return {
+        objective: dpgLookForward(batch, critic, { priorLossWeight, gamma: objective.gamma }),
+        critic,
+      };
+    }
+    case 'dpg': {
+      const settings = { ...objective, priorLossWeight };
+      const turns = buildRewardTurns(graph, batch, {
+        model,
+        settings,
+        gradientCheckpointing,
+        predict,
+      });
+      return { objective: turns.objective, turns };
+    }
   }
-  const critic = new Critic(graph, [1, ...square]);
-  return { ...dpgLookForward(batch, critic, { priorLossWeight, gamma: objective.gamma }), critic };
 }
 
 function update(

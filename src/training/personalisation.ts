@@ -1,13 +1,18 @@
 import { Critic } from '../algorithms/critic.js';
+import { criticRewards } from '../algorithms/dpg.js';
+import { ReturnCritic } from '../algorithms/return-critic.js';
 import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js';
 import type { Engine, Program, State } from '../engine/engine.js';
-import { CancelledError, DivergedError, RunError } from '../errors.js';
+import { CancelledError, DivergedError, RewardError, RunError } from '../errors.js';
 import { initialParameters } from '../nn/initialize.js';
 import { emaDecay, emaName } from '../optim/ema.js';
 import { scalarFeed } from '../optim/optimizer.js';
 import { type ScheduleName, scheduleFactor } from '../optim/schedule.js';
+import { pictureBytes } from '../pretrained/picture-bytes.js';
 import type { StableDiffusion, TokenizedPrompt } from '../pretrained/stable-diffusion.js';
 import type { PromptEmbedding } from '../pretrained/text-to-image.js';
+import type { BlackBoxReward } from '../rewards/reward.js';
+import { score } from '../rewards/scoring.js';
 import type { DType } from '../tensor/dtype.js';
 import { Random } from '../tensor/random.js';
 import { batchRows } from '../tensor/rows.js';
@@ -15,7 +20,15 @@ import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
 import { type Pick, picksOf, turnOf } from './batch-order.js';
 import type { TrainingListener } from './events.js';
 import type { LatentCache } from './latent-cache.js';
-import { accumulatorState, buildStep, criticOptimizer, type StepSettings } from './personalisation-step.js';
+import {
+  accumulatorState,
+  buildStep,
+  criticOptimizer,
+  type StepGraphs,
+  type StepSettings,
+} from './personalisation-step.js';
+import type { ReferenceCache } from './reference-cache.js';
+import { PIXELS, returnCriticOptimizer, rewardName } from './reward-turns.js';
 import type { RunFolder } from './run-folder.js';
 
 export interface PersonalisationSettings extends StepSettings {
@@ -28,6 +41,8 @@ export interface PersonalisationSettings extends StepSettings {
   /** Steps between validations; none without it. */
   readonly validationSteps?: number;
   readonly seed: number;
+  /** What to do when a reward cannot be had: stop with everything saved, or let the critic miss that batch. */
+  readonly onRewardFailure: 'stop' | 'skip';
 }
 
 /** The text of a row, [1, ...] each: its embedding, for when the text encoders are frozen, and its tokens. */
@@ -43,11 +58,14 @@ export interface PersonalisationInputs {
   /** Photographs, with the text and the size that each is brought to; a square of the resolution without sizes. */
   readonly instances: {
     readonly latents: LatentCache;
+    readonly references: ReferenceCache;
     readonly texts: readonly RowText[];
     readonly sizes?: readonly PictureSize[];
   };
   /** They are brought to the size of the photographs that they are beside. */
   readonly priors?: { readonly latents: LatentCache; readonly text: RowText };
+  /** What the subject's pictures should show, as rewards are told. */
+  readonly prompt: string;
   /** Stands for the class pictures: a resumed run must have the same ones. */
   readonly priorDigest: string;
   /** Draws with the factors of a step, unless that is done already. */
@@ -56,9 +74,22 @@ export interface PersonalisationInputs {
   readonly signal?: AbortSignal;
 }
 
+/** Steps in a row without rewards after which a run stops even if it may skip them. */
+const MOST_MISSED = 10;
+
+/** The programs of a step for one size of pictures. */
+interface StepPrograms {
+  readonly micro: Program;
+  readonly critic: CriticTurn | undefined;
+}
+
+type CriticTurn = NonNullable<StepGraphs['critic']> & { readonly program: Program };
+
 /** A run that is set up: its state is restored or fresh, its graphs are compiled, no step is taken yet. */
 export class Personalisation {
-  readonly #programs = new Map<string, Promise<Program>>();
+  readonly #programs = new Map<string, Promise<StepPrograms>>();
+  /** Steps in a row without rewards. */
+  #missed = 0;
 
   private constructor(
     private readonly inputs: PersonalisationInputs,
@@ -90,9 +121,7 @@ export class Personalisation {
       ...factors,
       ...settings.optimizer.init(shapes),
       ...(settings.ema ? [...factors].map(([name, t]) => [emaName(name), t] as const) : []),
-      ...(settings.objective.method === 'dpg'
-        ? Critic.initial(latents, new Random(settings.seed, 'critic'))
-        : []),
+      ...criticState(settings, latents),
       ...accumulatorState(factors, settings.gradientAccumulationSteps),
     ]);
     const { restored } = run;
@@ -151,7 +180,7 @@ export class Personalisation {
     for (let step = this.fromStep + 1; step <= steps; step++) {
       if (signal?.aborted) await stop(step - 1);
       const before = performance.now();
-      const record = await this.#step(step);
+      const { record, failure } = await this.#step(step);
       const now = performance.now();
       await run.metrics.append(record);
       await run.tensorboard?.append(record);
@@ -169,9 +198,15 @@ export class Personalisation {
         secondsLeft: secondsPerStep * (steps - step),
       });
       await validate(step);
-      if (step % checkpointingSteps === 0 || step === steps) {
+      if (step % checkpointingSteps === 0 || step === steps || failure) {
         await this.#save(step);
         saved = step;
+      }
+      if (failure) {
+        throw new RewardError(
+          `${failure.message}\nStopped after step ${step} of ${steps}. Everything is saved; once it is mended, the same command with --resume-from-checkpoint latest goes on from there.`,
+          { cause: failure },
+        );
       }
     }
   }
@@ -201,7 +236,10 @@ export class Personalisation {
   async #releasePrograms(): Promise<void> {
     const programs = [...this.#programs.values()];
     this.#programs.clear();
-    for (const program of programs) await (await program).release();
+    for (const { micro, critic } of await Promise.all(programs)) {
+      await micro.release();
+      await critic?.program.release();
+    }
   }
 
   async #save(step: number): Promise<void> {
@@ -215,7 +253,7 @@ export class Personalisation {
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 
-  async #step(step: number): Promise<StepRecord> {
+  async #step(step: number): Promise<{ record: StepRecord; failure?: RewardError }> {
     const { settings } = this;
     const { gradientAccumulationSteps: parts, objective } = settings;
     const learningRate =
@@ -229,22 +267,25 @@ export class Personalisation {
       ...settings.optimizer.feeds(step, learningRate),
       ...(settings.ema ? { 'ema.decay': scalarFeed(emaDecay(step, settings.emaDecay)) } : {}),
     };
-    const criticFeeds =
-      objective.method === 'dpg' ? criticOptimizer.feeds(step, objective.criticLearningRate) : {};
+    let failure: RewardError | undefined;
     const sums = new Map<string, number>();
     let gradientNorm = Number.NaN;
     for (let part = 0; part < parts; part++) {
       const index = (step - 1) * parts + part;
       const turn = this.#turn(index);
       const feeds = await this.#batch(index, turn);
-      const program = await this.#program(turn.bucket);
-      const outputs = await program.run(
+      const { micro, critic } = await this.#program(turn.bucket);
+      const criticFeeds = criticFeedsOf(objective, step, index + 1);
+      const outputs = await micro.run(
         { ...feeds, ...criticFeeds, ...(this.apply ? {} : updateFeeds) },
         this.state,
       );
       for (const name of ['loss', ...this.metrics]) {
         sums.set(name, (sums.get(name) ?? 0) + scalarOf(outputs[name]) / parts);
       }
+      const learnt = await this.#criticTurn(critic, step, outputs, criticFeeds);
+      failure ??= learnt.failure;
+      for (const [name, value] of learnt.metrics) sums.set(name, (sums.get(name) ?? 0) + value / parts);
       if (!this.apply) gradientNorm = scalarOf(outputs.gradientNorm);
     }
     if (this.apply) gradientNorm = scalarOf((await this.apply.run(updateFeeds, this.state)).gradientNorm);
@@ -252,13 +293,75 @@ export class Personalisation {
     if (![...sums.values(), gradientNorm].every(Number.isFinite)) {
       throw this.#diverged(step, 'the loss or the gradient is not finite');
     }
-    return { step, ...(Object.fromEntries(sums) as { loss: number }), loss, gradientNorm, learningRate };
+    const record = {
+      step,
+      ...(Object.fromEntries(sums) as { loss: number }),
+      loss,
+      gradientNorm,
+      learningRate,
+    };
+    if (!failure) {
+      this.#missed = 0;
+      return { record };
+    }
+    // A critic that has learnt nothing for long leads the policy nowhere.
+    this.#missed++;
+    if (settings.onRewardFailure === 'stop' || this.#missed >= MOST_MISSED) return { record, failure };
+    this.inputs.onEvent?.({
+      kind: 'warning',
+      message: `${failure.message} The critic misses the batch of step ${step}.`,
+    });
+    return { record };
+  }
+
+  /** The critic's turn with rewards from outside the graph; nothing where there are none. What has no reward is not learnt from. */
+  async #criticTurn(
+    turn: CriticTurn | undefined,
+    step: number,
+    outputs: Readonly<Record<string, Tensor>>,
+    feeds: Readonly<Record<string, Tensor>>,
+  ): Promise<{ metrics: ReadonlyMap<string, number>; failure?: RewardError }> {
+    const { objective } = this.settings;
+    if (!turn || objective.method !== 'dpg') return { metrics: new Map() };
+    const boxes = objective.rewards.flatMap(({ reward }) => (reward.kind === 'black box' ? [reward] : []));
+    let rewards: Record<string, Tensor>;
+    try {
+      rewards = await this.#ask(boxes, outputs[PIXELS] as Tensor<'float32'>, step);
+    } catch (error) {
+      if (!(error instanceof RewardError)) throw error;
+      return { metrics: new Map(), failure: error };
+    }
+    const handed = Object.fromEntries(turn.experience.map((name) => [name, outputs[name]!]));
+    const results = await turn.program.run({ ...feeds, ...handed, ...rewards }, this.state);
+    return {
+      metrics: new Map(turn.criticMetrics.map((name) => [name, scalarOf(results[`metric.${name}`])])),
+    };
+  }
+
+  async #ask(
+    boxes: readonly BlackBoxReward[],
+    pixels: Tensor<'float32'>,
+    step: number,
+  ): Promise<Record<string, Tensor>> {
+    if (!pixels.data.every(Number.isFinite)) {
+      throw this.#diverged(
+        step,
+        'the pictures that the model is heading for hold values that are not finite',
+      );
+    }
+    const pictures = Array.from({ length: pixels.shape[0]! }, (_, i) => pictureBytes(pixels, i));
+    const rewards: Record<string, Tensor> = {};
+    for (const box of boxes) {
+      const values = await score(box, pictures, { step, prompt: this.inputs.prompt });
+      rewards[rewardName(box.name)] = float32([values.length], values);
+    }
+    return rewards;
   }
 
   #diverged(step: number, what: string): DivergedError {
     const { checkpointingSteps, objective } = this.settings;
     const kept = Math.max(checkpointingSteps * Math.floor((step - 1) / checkpointingSteps), this.fromStep);
-    const critic = objective.method === 'dpg' ? ' or --critic-learning-rate' : '';
+    const critic = objective.method.startsWith('dpg') ? ' or --critic-learning-rate' : '';
     const advice = `lower --learning-rate${critic}, or lower --max-grad-norm`;
     return new DivergedError(
       kept > 0
@@ -274,12 +377,16 @@ export class Personalisation {
   }
 
   /** The step for a bucket's size; compiled when it is first needed, since each has its own copy of the weights. */
-  #program({ size }: Bucket): Promise<Program> {
+  #program({ size }: Bucket): Promise<StepPrograms> {
     const key = sizeName(size);
     let program = this.#programs.get(key);
     if (!program) {
       const { model, engine } = this.inputs;
-      program = engine.compile(buildStep(model, this.settings, size).micro);
+      const { micro, critic } = buildStep(model, this.settings, size);
+      program = (async () => ({
+        micro: await engine.compile(micro),
+        critic: critic && { ...critic, program: await engine.compile(critic.graph) },
+      }))();
       this.#programs.set(key, program);
     }
     return program;
@@ -302,6 +409,11 @@ export class Personalisation {
       );
     const own = picksOf(seed, ['instance', number], bucket.pictures, settings.instances, use);
     const rows = await rowsOf(instances.latents, ['instance', number], own);
+    const known = await Promise.all(
+      own.map(({ picture, position }) =>
+        instances.references.of(picture, bucket.size, new Random(seed, 'view', 'instance', number, position)),
+      ),
+    );
     const texts = own.map(({ picture }) => instances.texts[picture]!);
     if (priors) {
       const all = Array.from({ length: priors.latents.count }, (_, i) => i);
@@ -318,6 +430,7 @@ export class Personalisation {
           ...model.sizeFeeds(size),
         })),
       ),
+      ...batchRows<DType>(known),
       'latents.mean': joined(
         shape,
         rows.map((r) => r.mean),
@@ -362,6 +475,35 @@ type StepRecord = {
   readonly gradientNorm: number;
   readonly learningRate: number;
 };
+
+/** What the critic starts with and its optimiser keeps. */
+function criticState(
+  { objective, seed }: PersonalisationSettings,
+  latents: readonly number[],
+): Map<string, Tensor> {
+  const random = new Random(seed, 'critic');
+  if (objective.method === 'dpg look-forward') return Critic.initial(latents, random);
+  if (objective.method !== 'dpg') return new Map();
+  const names = criticRewards({ ...objective, priorLossWeight: 0 }).map((r) => r.reward.name);
+  if (names.length === 0) return new Map();
+  const parameters = ReturnCritic.parameters(latents, names);
+  return new Map([
+    ...ReturnCritic.initial(latents, names, random),
+    ...returnCriticOptimizer.init(parameters),
+  ]);
+}
+
+/** What the critic's optimiser is fed; its turn comes at each micro step. */
+function criticFeedsOf(
+  objective: StepSettings['objective'],
+  step: number,
+  turn: number,
+): Record<string, Tensor> {
+  if (objective.method === 'dreambooth') return {};
+  return objective.method === 'dpg'
+    ? returnCriticOptimizer.feeds(turn, objective.criticLearningRate)
+    : criticOptimizer.feeds(step, objective.criticLearningRate);
+}
 
 const scalarOf = (t: Tensor | undefined): number => (t ? Number(t.data[0]) : Number.NaN);
 

@@ -1,13 +1,33 @@
+import type { CriticTarget, PolicyGradient } from '../algorithms/dpg.js';
 import { type SchedulerName, schedulerNames } from '../diffusion/scheduler-config.js';
 import { UsageError } from '../errors.js';
 import { type ScheduleName, schedules } from '../optim/schedule.js';
+import type { Combination } from '../rewards/combination.js';
+import { completeRewards, isBlackBox, isLookForwardAlone, type RewardInput } from './reward-spec.js';
 
 /** How a model is personalised. Everything but the pictures, the prompt and the output has a default. */
 export interface PersonaliseSettings {
   /** "dpg": deterministic policy gradient on a reward (arXiv 2407.06642). "dreambooth": the denoising error alone. */
   readonly method: 'dpg' | 'dreambooth';
   /** What DPG is rewarded for. */
-  readonly reward: 'look-forward';
+  readonly reward: RewardInput | readonly RewardInput[];
+  /** How several rewards become one. */
+  readonly rewardCombination: Combination;
+  /**
+   * "official": what the authors' code computes, for the look-forward reward alone. "paper": what the paper describes, for any rewards. Left out: the
+   * first where it can be.
+   */
+  readonly objective: 'official' | 'paper' | undefined;
+  /** Weight of the rewards against the denoising error, for the objective "paper". */
+  readonly lambda: number;
+  /** Which way the policy's gradient takes; left out, straight for rewards that have a gradient and through the critic for the others. */
+  readonly policyGradient: PolicyGradient | undefined;
+  /** What the critic learns, for the objective "paper". */
+  readonly criticTarget: CriticTarget;
+  /** How long a black box may take for an answer, in seconds. */
+  readonly rewardTimeout: number;
+  /** What to do when a reward cannot be had: "stop" with everything saved, or "skip" the critic's turn and go on. */
+  readonly onRewardFailure: 'stop' | 'skip';
   readonly steps: number;
   readonly learningRate: number;
   readonly lrScheduler: ScheduleName;
@@ -53,7 +73,8 @@ export interface PersonaliseSettings {
   readonly emaDecay: number;
   /** Discount of the reward per timestep, for DPG. */
   readonly gamma: number;
-  readonly criticLearningRate: number;
+  /** Left out: 0.01 for the official critic, which learns by SGD, and 0.001 for the other, which learns by Adam. */
+  readonly criticLearningRate: number | undefined;
   readonly checkpointingSteps: number;
   readonly checkpointsTotalLimit: number | undefined;
   /** What to draw before and after; scenes around the subject by default. */
@@ -73,6 +94,13 @@ export interface PersonaliseSettings {
 export const personaliseDefaults: PersonaliseSettings = {
   method: 'dpg',
   reward: 'look-forward',
+  rewardCombination: 'sum',
+  objective: undefined,
+  lambda: 0.1,
+  policyGradient: undefined,
+  criticTarget: 'reward',
+  rewardTimeout: 60,
+  onRewardFailure: 'stop',
   steps: 400,
   learningRate: 5e-4,
   lrScheduler: 'constant',
@@ -106,7 +134,7 @@ export const personaliseDefaults: PersonaliseSettings = {
   useEma: false,
   emaDecay: 0.999,
   gamma: 0.9986,
-  criticLearningRate: 0.01,
+  criticLearningRate: undefined,
   checkpointingSteps: 100,
   checkpointsTotalLimit: undefined,
   validationPrompts: undefined,
@@ -126,6 +154,7 @@ export const presets = {
   official: {
     method: 'dpg',
     reward: 'look-forward',
+    objective: 'official',
     steps: 1000,
     learningRate: 1e-6,
     lrScheduler: 'constant',
@@ -166,7 +195,12 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   };
   oneOf('preset', preset, Object.keys(presets));
   oneOf('method', settings.method, ['dpg', 'dreambooth']);
-  oneOf('reward', settings.reward, ['look-forward']);
+  oneOf('reward-combination', settings.rewardCombination, ['sum', 'harmonic']);
+  oneOf('objective', settings.objective, ['official', 'paper']);
+  oneOf('policy-gradient', settings.policyGradient, ['critic', 'reward', 'both']);
+  oneOf('critic-target', settings.criticTarget, ['return', 'reward']);
+  oneOf('on-reward-failure', settings.onRewardFailure, ['stop', 'skip']);
+  checkRewards(settings);
   oneOf('report-to', settings.reportTo, ['none', 'tensorboard']);
   oneOf('lr-scheduler', settings.lrScheduler, Object.keys(schedules));
   oneOf('scheduler', settings.scheduler, schedulerNames);
@@ -178,6 +212,41 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   }
   if (settings.validationPrompts?.length === 0) {
     throw new UsageError('The list of validation prompts is empty. Leave it out to have prompts chosen.');
+  }
+}
+
+/** Whether DPG is computed as the authors' code does, by its own critic and for its own reward. */
+export function isOfficial(settings: PersonaliseSettings): boolean {
+  const { objective, rewardCombination, lambda, policyGradient, criticTarget } = settings;
+  if (objective !== undefined) return objective === 'official';
+  const d = personaliseDefaults;
+  return (
+    isLookForwardAlone(completeRewards(settings.reward, rewardCombination)) &&
+    rewardCombination === d.rewardCombination &&
+    lambda === d.lambda &&
+    policyGradient === undefined &&
+    criticTarget === d.criticTarget
+  );
+}
+
+/** The critic's learning rate where none is given. */
+export function criticLearningRate(settings: PersonaliseSettings): number {
+  return settings.criticLearningRate ?? (isOfficial(settings) ? 0.01 : 1e-3);
+}
+
+function checkRewards(settings: PersonaliseSettings): void {
+  const rewards = completeRewards(settings.reward, settings.rewardCombination);
+  if (settings.method !== 'dpg') return;
+  if (settings.objective === 'official' && !isLookForwardAlone(rewards)) {
+    throw new UsageError(
+      '--objective official: the released code knows the look-forward reward alone, without a weight. Leave --reward out, or use --objective paper.',
+    );
+  }
+  const boxes = rewards.filter(isBlackBox).map((r) => r.name);
+  if (settings.policyGradient === 'reward' && boxes.length > 0) {
+    throw new UsageError(
+      `--policy-gradient reward: ${boxes.join(', ')} has no gradient of its own, so the critic has to learn it. Leave the flag out, or use critic or both.`,
+    );
   }
 }
 
@@ -217,12 +286,19 @@ const ranges: readonly Range[] = [
     holds: (v) => Number.isSafeInteger(v) && v >= 0,
   },
   {
-    keys: ['learningRate', 'loraAlpha', 'adamEpsilon', 'maxGradNorm', 'snrGamma'],
+    keys: ['rewardTimeout', 'learningRate', 'loraAlpha', 'adamEpsilon', 'maxGradNorm', 'snrGamma'],
     expected: 'a number above 0',
     holds: (v) => Number.isFinite(v) && v > 0,
   },
   {
-    keys: ['priorLossWeight', 'adamWeightDecay', 'criticLearningRate', 'guidanceScale', 'noiseOffset'],
+    keys: [
+      'lambda',
+      'priorLossWeight',
+      'adamWeightDecay',
+      'criticLearningRate',
+      'guidanceScale',
+      'noiseOffset',
+    ],
     expected: 'a number of at least 0',
     holds: (v) => Number.isFinite(v) && v >= 0,
   },

@@ -27,19 +27,30 @@ import { writeLoraFiles } from '../pretrained/lora-file.js';
 import type { LocatedModel } from '../pretrained/model-reference.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
+import type { WeightedReward } from '../rewards/reward.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
 import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { LatentStore } from '../training/latent-store.js';
 import { Personalisation, type PersonalisationSettings, type RowText } from '../training/personalisation.js';
+import type { ObjectiveSettings } from '../training/personalisation-step.js';
+import { ReferenceCache } from '../training/reference-cache.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
 import { readEnvironment } from './environment.js';
 import { estimateMemory, type MemoryEstimate, type MemoryNeeds, requireMemory } from './memory-estimate.js';
+import { openRewards } from './open-rewards.js';
 import { ownEngine } from './own-engine.js';
-import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
+import {
+  completeSettings,
+  criticLearningRate,
+  isOfficial,
+  type PersonaliseSettings,
+  type PresetName,
+} from './personalisation-settings.js';
+import { completeRewards, rewardsAsJson } from './reward-spec.js';
 import { eventPictures, readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
 
 export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseModelOptions {
@@ -111,7 +122,16 @@ async function prepare(options: PersonaliseOptions) {
 type Prepared = Awaited<ReturnType<typeof prepare>>;
 
 function memoryNeeds({ settings, lora, resolution, sizes }: Prepared): MemoryNeeds {
-  return { step: stepSettings(settings, lora, resolution), sizes, guided: settings.guidanceScale !== 1 };
+  // Rewards are opened later, since some need the engine: what they add, the decoder above all, is not in the estimate.
+  const released =
+    settings.method === 'dpg'
+      ? { ...settings, reward: 'look-forward', objective: 'official' as const }
+      : settings;
+  return {
+    step: stepSettings(released, [], lora, resolution),
+    sizes,
+    guided: settings.guidanceScale !== 1,
+  };
 }
 
 /**
@@ -149,6 +169,23 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     requireMemory(model, memoryNeeds(prepared));
   }
   return Cleanup.after(async (cleanup) => {
+    const engine = options.engine ?? ownEngine(cleanup, options);
+    const rewards =
+      settings.method === 'dpg'
+        ? await openRewards(
+            completeRewards(settings.reward, settings.rewardCombination),
+            {
+              engine,
+              resolution,
+              gamma: settings.gamma,
+              timeout: settings.rewardTimeout,
+              classPrompt: subject.classPrompt,
+              onWarning: (message) => onEvent?.({ kind: 'warning', message }),
+              ...(signal ? { stop: signal } : {}),
+            },
+            cleanup,
+          )
+        : [];
     const run = await RunFolder.open(options.output, {
       config: {
         ...runConfig(located, options, digests, subject, resolution, settings, references.images),
@@ -165,9 +202,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         : { checkpointsTotalLimit: settings.checkpointsTotalLimit }),
     });
     cleanup.defer(() => run.close());
-    const engine = options.engine ?? ownEngine(cleanup, options);
     for (const message of [...warnings, ...run.warnings]) onEvent?.({ kind: 'warning', message });
-
     const draw = async (drawer: TextToImage, state: State, name: string): Promise<RgbImage[][]> => {
       const requests = prompts.flatMap((prompt) =>
         Array.from({ length: settings.numValidationImages }, (_, i) => ({ prompt, seed: settings.seed + i })),
@@ -252,6 +287,11 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       };
     });
 
+    const known = new Map(
+      rewards.flatMap(({ reward }) =>
+        reward.kind === 'graph' && reward.reference ? [[reward.name, reward.reference] as const] : [],
+      ),
+    );
     const encoder = cleanup.release(new LatentEncoder(model, engine));
     const { onnxruntime, sharp, device, threads } = environment;
     const store =
@@ -267,6 +307,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       randomFlip: settings.randomFlip,
       ...(store ? { store } : {}),
     };
+    const rewardReferences = cleanup.release(new ReferenceCache(engine, references.images, known, view));
     const instanceLatents = new LatentCache(encoder, references.images, view);
     const priorLatents = priors && new LatentCache(encoder, priors, view);
     const personalisation = cleanup.release(
@@ -275,21 +316,27 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           model,
           engine,
           run,
-          instances: { latents: instanceLatents, texts: texts.instances, sizes },
+          instances: {
+            latents: instanceLatents,
+            references: rewardReferences,
+            texts: texts.instances,
+            sizes,
+          },
           ...(priorLatents ? { priors: { latents: priorLatents, text: texts.class } } : {}),
+          prompt: subject.instancePrompt,
           priorDigest: priors ? pixelDigests(priors).join(' ') : '',
           validate: (step, factors) =>
             Cleanup.after((drawn) => validate(step, `drawing at step ${step}`, drawWith(factors, drawn))),
           ...(onEvent ? { onEvent } : {}),
           ...(signal ? { signal } : {}),
         },
-        stepSettings(settings, lora, resolution),
+        stepSettings(settings, rewards, lora, resolution),
       ),
     );
     onEvent?.({
       kind: 'started',
       folder: run.path,
-      method: settings.method === 'dpg' ? `dpg, ${settings.reward} reward` : settings.method,
+      method: methodName(settings),
       fromStep: personalisation.fromStep,
       steps: settings.steps,
       images: references.images.length,
@@ -338,6 +385,8 @@ const adjustableSettings = [
   'lrWarmupSteps',
   'criticLearningRate',
   'maxGradNorm',
+  'rewardTimeout',
+  'onRewardFailure',
   'steps',
   'checkpointingSteps',
   'cacheLatentsToDisk',
@@ -407,17 +456,41 @@ function cutting(
   return (picture) => nearestBucket(sizes, picture);
 }
 
+/** "dpg, look-forward reward" */
+function methodName(settings: PersonaliseSettings): string {
+  if (settings.method !== 'dpg') return settings.method;
+  const names = completeRewards(settings.reward, settings.rewardCombination).map((r) => r.name);
+  return `dpg, ${names.join(' + ')} reward`;
+}
+
+function objectiveSettings(
+  settings: PersonaliseSettings,
+  rewards: readonly WeightedReward[],
+): ObjectiveSettings {
+  const { method, snrGamma, gamma, policyGradient } = settings;
+  if (method !== 'dpg') return { method, ...(snrGamma === undefined ? {} : { snrGamma }) };
+  const rate = criticLearningRate(settings);
+  if (isOfficial(settings)) return { method: 'dpg look-forward', gamma, criticLearningRate: rate };
+  return {
+    method,
+    rewards,
+    combination: settings.rewardCombination,
+    lambda: settings.lambda,
+    criticTarget: settings.criticTarget,
+    criticLearningRate: rate,
+    ...(policyGradient === undefined ? {} : { policyGradient }),
+  };
+}
+
 function stepSettings(
   settings: PersonaliseSettings,
+  rewards: readonly WeightedReward[],
   lora: LoraSettings,
   resolution: number,
 ): PersonalisationSettings {
-  const { method, snrGamma, gamma, criticLearningRate } = settings;
   return {
-    objective:
-      method === 'dpg'
-        ? { method, gamma, criticLearningRate }
-        : { method, ...(snrGamma === undefined ? {} : { snrGamma }) },
+    objective: objectiveSettings(settings, rewards),
+    onRewardFailure: settings.onRewardFailure,
     priorLossWeight: settings.priorLossWeight,
     lora,
     instances: settings.trainBatchSize,
@@ -455,7 +528,8 @@ function runConfig(
   settings: PersonaliseSettings,
   images: readonly ReferenceImage[],
 ): Record<string, Json> {
-  const { checkpointsTotalLimit: _limit, ...kept } = settings;
+  const { checkpointsTotalLimit: _limit, reward, ...rest } = settings;
+  const kept = { ...rest, reward: rewardsAsJson(completeRewards(reward, settings.rewardCombination)) };
   return {
     model: located.identity,
     // The default is left out, so that runs from before there was a choice can be gone on with.

@@ -18,6 +18,7 @@ import { readMetrics } from '../training/metrics-log.js';
 import { type RunFolder, runFiles } from '../training/run-folder.js';
 import { type Environment, packageVersion } from './environment.js';
 import type { PersonaliseSettings } from './personalisation-settings.js';
+import { completeRewards } from './reward-spec.js';
 
 /** Longer side of a reference picture on the page, in pixels. */
 const THUMBNAIL = 320;
@@ -130,7 +131,23 @@ async function thumbnailFor(image: ReferenceImage, alt: string): Promise<ReportI
   };
 }
 
-const methodNames = { dpg: 'DPG with the look-forward reward', dreambooth: 'DreamBooth' } as const;
+/** "DPG with the dino and jpeg-size rewards" */
+function methodName({ method, reward, rewardCombination }: PersonaliseSettings): string {
+  if (method === 'dreambooth') return 'DreamBooth';
+  const names = completeRewards(reward, rewardCombination).map((r) => r.name);
+  return `DPG with the ${names.join(', ').replace(/, ([^,]*)$/, ' and $1')} reward${names.length > 1 ? 's' : ''}`;
+}
+
+/** Settings as the page shows them. */
+function shown(settings: PersonaliseSettings): [string, string][] {
+  const rewards = completeRewards(settings.reward, settings.rewardCombination).map(
+    ({ name, kind, weight }) =>
+      `${name}${name === kind ? '' : ` (${kind})`}${weight === 1 ? '' : ` x ${weight}`}`,
+  );
+  return Object.entries({ ...settings, reward: rewards.join(', ') })
+    .filter(([, value]) => value !== undefined && !Array.isArray(value))
+    .map(([key, value]): [string, string] => [words(key), String(value)]);
+}
 
 /** Writes the report of a finished run into its folder; gives its path. */
 export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
@@ -151,7 +168,7 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
   const html = renderReport({
     title: name,
     summary: `"${subject.token}" was taught to a text-to-image model from ${references.length} pictures of one ${subject.className}, in ${settings.steps} steps.`,
-    method: methodNames[settings.method],
+    method: methodName(settings),
     token: subject.token,
     figures: [
       { label: 'Pictures', value: String(references.length) },
@@ -192,9 +209,7 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
           ['instance prompt', subject.instancePrompt],
           ['class prompt', subject.classPrompt],
           ['resolution', `${inputs.resolution} px`],
-          ...Object.entries(settings)
-            .filter(([, value]) => value !== undefined && !Array.isArray(value))
-            .map(([key, value]): [string, string] => [words(key), String(value)]),
+          ...shown(settings),
         ],
       },
       {

@@ -106,7 +106,7 @@ function corners(t: Tensor): Tensor {
 
 function objectiveOf(c: Case): ObjectiveSettings {
   if (c.method === 'dpg')
-    return { method: 'dpg', gamma: c.gamma!, criticLearningRate: c.criticLearningRate! };
+    return { method: 'dpg look-forward', gamma: c.gamma!, criticLearningRate: c.criticLearningRate! };
   return { method: 'dreambooth', ...(c.snrGamma === null ? {} : { snrGamma: c.snrGamma }) };
 }
 

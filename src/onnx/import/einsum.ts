@@ -10,19 +10,29 @@ export function einsum(equation: string, operands: readonly Value[]): Value {
   const terms = left?.split(',').map((t) => [...t]) ?? [];
   const plain = terms.every((t) => new Set(t).size === t.length);
   if (!left || !plain || terms.length !== operands.length || operands.length > 2) {
-    throw new ImportFault(`equation is ${JSON.stringify(equation)}; supported: one or two operands of distinct letters`);
+    throw new ImportFault(
+      `equation is ${JSON.stringify(equation)}; supported: one or two operands of distinct letters`,
+    );
   }
   const letters = terms.flat();
-  const output = right !== undefined ? [...right] : letters.filter((l) => letters.indexOf(l) === letters.lastIndexOf(l)).sort();
+  const output =
+    right !== undefined
+      ? [...right]
+      : letters.filter((l) => letters.indexOf(l) === letters.lastIndexOf(l)).sort();
   // What one operand has alone and nobody asks for is summed at once.
   const reduced = operands.map((x, i) => {
     const others = terms.filter((_, j) => j !== i).flat();
     const gone = terms[i]!.flatMap((l, axis) => (output.includes(l) || others.includes(l) ? [] : [axis]));
-    return { x: gone.length > 0 ? sum(x, gone) : x, letters: terms[i]!.filter((_, axis) => !gone.includes(axis)) };
+    return {
+      x: gone.length > 0 ? sum(x, gone) : x,
+      letters: terms[i]!.filter((_, axis) => !gone.includes(axis)),
+    };
   });
   const [a, b] = reduced;
   if (!b) return arranged(a!.x, a!.letters, output);
-  const extent = new Map(reduced.flatMap(({ x, letters: own }) => own.map((l, i) => [l, x.shape[i]!] as const)));
+  const extent = new Map(
+    reduced.flatMap(({ x, letters: own }) => own.map((l, i) => [l, x.shape[i]!] as const)),
+  );
   const shared = a!.letters.filter((l) => b.letters.includes(l));
   const batch = shared.filter((l) => output.includes(l));
   const contracted = shared.filter((l) => !output.includes(l));

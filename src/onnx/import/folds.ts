@@ -55,9 +55,15 @@ const reduction =
   };
 
 /** Extents of a slice along one axis, as ONNX clamps them. */
-export function sliceRange(extent: number, start: number, end: number, step: number): { first: number; count: number } {
+export function sliceRange(
+  extent: number,
+  start: number,
+  end: number,
+  step: number,
+): { first: number; count: number } {
   if (step === 0) throw new ImportFault('its step is 0');
-  const clamp = (v: number, low: number, high: number): number => Math.min(high, Math.max(low, v < 0 ? v + extent : v));
+  const clamp = (v: number, low: number, high: number): number =>
+    Math.min(high, Math.max(low, v < 0 ? v + extent : v));
   const first = step > 0 ? clamp(start, 0, extent) : clamp(start, 0, extent - 1);
   const past = step > 0 ? clamp(end, 0, extent) : clamp(end, -1, extent - 1);
   // Before the front cannot be written as an offset from the back.
@@ -66,12 +72,20 @@ export function sliceRange(extent: number, start: number, end: number, step: num
 }
 
 /** Start, end, axis and step of each axis that a Slice touches, from attributes or inputs. */
-export function slicedAxes(c: NodeContext, rank: number): { axis: number; start: number; end: number; step: number }[] {
+export function slicedAxes(
+  c: NodeContext,
+  rank: number,
+): { axis: number; start: number; end: number; step: number }[] {
   const starts = c.numbers(1, 'where it starts');
   const ends = c.numbers(2, 'where it ends');
   const axes = c.has(3) ? c.numbers(3, 'its axes') : starts.map((_, i) => i);
   const steps = c.has(4) ? c.numbers(4, 'its steps') : starts.map(() => 1);
-  return axes.map((a, i) => ({ axis: a < 0 ? a + rank : a, start: starts[i]!, end: ends[i]!, step: steps[i]! }));
+  return axes.map((a, i) => ({
+    axis: a < 0 ? a + rank : a,
+    start: starts[i]!,
+    end: ends[i]!,
+    step: steps[i]!,
+  }));
 }
 
 /** The shape that Reshape asks for, with 0 for "as it was". */
@@ -124,7 +138,11 @@ export const folds: Readonly<Record<string, Fold>> = {
   Cast: (c) => {
     const dtype = castTypes[c.int('to', 0)];
     if (!dtype) throw new ImportFault(`it casts to the type ${c.int('to', 0)}`);
-    return mapHost(dtype, [c.host(0)!], dtype === 'bool' ? (v) => Number(v !== 0) : dtype === 'int64' ? Math.trunc : (v) => v);
+    return mapHost(
+      dtype,
+      [c.host(0)!],
+      dtype === 'bool' ? (v) => Number(v !== 0) : dtype === 'int64' ? Math.trunc : (v) => v,
+    );
   },
   Add: arithmetic((a, b) => a + b),
   Sub: arithmetic((a, b) => a - b),

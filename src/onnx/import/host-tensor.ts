@@ -1,5 +1,5 @@
-import { toFloat32, type Shape, tensor, type Tensor } from '../../tensor/tensor.js';
 import { storageConstructors } from '../../tensor/dtype.js';
+import { type Shape, type Tensor, tensor, toFloat32 } from '../../tensor/tensor.js';
 import { broadcastShapes } from '../elementwise.js';
 import { normalizeAxis } from '../movement.js';
 import type { FileTensor } from './model.js';
@@ -22,7 +22,8 @@ export const hostInts = (values: readonly number[], shape: Shape = [values.lengt
 export function hostTensor({ type, shape, bytes }: FileTensor & { readonly bytes: Uint8Array }): HostTensor {
   // The bytes may begin anywhere; a copy begins at 0, where every element type may.
   const { buffer } = new Uint8Array(bytes);
-  if (type === 'double') return { dtype: 'float32', shape, data: Float32Array.from(new Float64Array(buffer)) };
+  if (type === 'double')
+    return { dtype: 'float32', shape, data: Float32Array.from(new Float64Array(buffer)) };
   const stored = tensor(type, shape, new storageConstructors[type](buffer));
   if (type === 'bool') return { dtype: 'bool', shape, data: stored.data as Uint8Array };
   if (type === 'int64' || type === 'int32' || type === 'uint8') {
@@ -33,9 +34,14 @@ export function hostTensor({ type, shape, bytes }: FileTensor & { readonly bytes
 
 /** As a constant of a graph. */
 export function graphTensor({ dtype, shape, data }: HostTensor): Tensor {
-  if (dtype === 'float32') return tensor(dtype, shape, data instanceof Float32Array ? data : Float32Array.from(data));
+  if (dtype === 'float32')
+    return tensor(dtype, shape, data instanceof Float32Array ? data : Float32Array.from(data));
   if (dtype === 'bool') return tensor(dtype, shape, Uint8Array.from(data));
-  return tensor(dtype, shape, BigInt64Array.from(Array.from(data), (v) => BigInt(Math.trunc(v))));
+  return tensor(
+    dtype,
+    shape,
+    BigInt64Array.from(Array.from(data), (v) => BigInt(Math.trunc(v))),
+  );
 }
 
 const strides = (shape: Shape): number[] => {
@@ -47,7 +53,11 @@ const strides = (shape: Shape): number[] => {
 const count = (shape: Shape): number => shape.reduce((n, d) => n * d, 1);
 
 /** A tensor whose element at each place is taken from a place of x. */
-function taken(x: HostTensor, shape: Shape, from: (place: readonly number[]) => readonly number[]): HostTensor {
+function taken(
+  x: HostTensor,
+  shape: Shape,
+  from: (place: readonly number[]) => readonly number[],
+): HostTensor {
   const own = strides(x.shape);
   const place = new Array<number>(shape.length).fill(0);
   const data = Array.from({ length: count(shape) }, () => {
@@ -92,7 +102,13 @@ export function gatherHost(x: HostTensor, indices: HostTensor, axis: number): Ho
   });
 }
 
-export function sliceHost(x: HostTensor, axis: number, start: number, extent: number, step: number): HostTensor {
+export function sliceHost(
+  x: HostTensor,
+  axis: number,
+  start: number,
+  extent: number,
+  step: number,
+): HostTensor {
   const shape = x.shape.map((d, i) => (i === axis ? extent : d));
   return taken(x, shape, (place) => place.map((p, i) => (i === axis ? start + p * step : p)));
 }

@@ -45,7 +45,9 @@ export function importModel(
     model.outputs.map(({ name }) => {
       const found = known.get(name);
       if (!found || found === 'faulty') {
-        throw new ModelError(`${options.file}: nothing in the graph gives its output ${JSON.stringify(name)}.`);
+        throw new ModelError(
+          `${options.file}: nothing in the graph gives its output ${JSON.stringify(name)}.`,
+        );
       }
       if ('value' in found) return [name, found.value];
       throw new ModelError(
@@ -82,7 +84,8 @@ function takeOver(
     if (readShape) return [{ host: readShape(c) }];
     const small = operands.every((o) => !o || ('host' in o && o.host.data.length <= MOST_FOLDED));
     if (fold && small) return [fold(c)].flat().map((host) => ({ host }));
-    if (!build) throw new ImportFault('it has no gradient, so it is only supported where its inputs are constant');
+    if (!build)
+      throw new ImportFault('it has no gradient, so it is only supported where its inputs are constant');
     return [build(c)].flat().map((value) => ({ value }));
   } catch (error) {
     if (!(error instanceof ImportFault || error instanceof GraphError)) throw error;
@@ -96,7 +99,9 @@ function initializer(graph: Graph, file: FileTensor, { locate }: ImportOptions):
   if (bytes instanceof Uint8Array) return { host: hostTensor({ ...file, bytes }) };
   const { type, shape, name } = file;
   if (type === 'double' || type === 'uint8' || type === 'int32') {
-    throw new ModelError(`the tensor ${JSON.stringify(name)} is ${type} outside the file; supported: float32, float16, int64`);
+    throw new ModelError(
+      `the tensor ${JSON.stringify(name)} is ${type} outside the file; supported: float32, float16, int64`,
+    );
   }
   const value = graph.external(`onnx.${name}`, type, shape, locate(file));
   return { value: type === 'float16' || type === 'bfloat16' ? cast(value, 'float32') : value };

@@ -87,7 +87,11 @@ const LAST_OPSET = 21;
 type Field = (reader: BinaryReader, wire: WireType) => void;
 
 /** Reads a message field by field; what is not asked for is skipped. */
-function read(reader: BinaryReader, length: number | undefined, fields: Readonly<Record<number, Field>>): void {
+function read(
+  reader: BinaryReader,
+  length: number | undefined,
+  fields: Readonly<Record<number, Field>>,
+): void {
   const end = length === undefined ? reader.len : reader.pos + length;
   if (end > reader.len) throw new RangeError('a part is longer than the file');
   while (reader.pos < end) {
@@ -99,7 +103,10 @@ function read(reader: BinaryReader, length: number | undefined, fields: Readonly
   if (reader.pos !== end) throw new RangeError('a part ends in the middle of a field');
 }
 
-const message = (fields: () => Readonly<Record<number, Field>>): Field => (r) => read(r, r.uint32(), fields());
+const message =
+  (fields: () => Readonly<Record<number, Field>>): Field =>
+  (r) =>
+    read(r, r.uint32(), fields());
 
 /** A repeated number, packed or one by one. */
 function numbers(into: number[], next: (r: BinaryReader) => number): Field {
@@ -163,7 +170,9 @@ function readTensor(r: BinaryReader, length: number | undefined): FileTensor {
   if (location !== undefined) {
     return { name, shape, type, bytes: { location, offset: Number(external.get('offset') ?? 0) } };
   }
-  const bytes = raw ? new Uint8Array(raw) : packed(type, { floats: floats!, doubles: doubles!, int32s: int32s!, int64s: int64s! });
+  const bytes = raw
+    ? new Uint8Array(raw)
+    : packed(type, { floats: floats!, doubles: doubles!, int32s: int32s!, int64s: int64s! });
   if (bytes.length !== count * widths[type]) {
     throw new RangeError(
       `the tensor ${JSON.stringify(name)} [${shape.join(', ')}] needs ${count * widths[type]} bytes and has ${bytes.length}`,
@@ -333,7 +342,9 @@ export function decodeModel(bytes: Uint8Array, file: string): FileModel {
     );
   }
   if (nodes.length === 0 || outputs.length === 0) {
-    throw new ModelError(`${file} is not an ONNX model: it holds no graph with an output. Export or copy it again.`);
+    throw new ModelError(
+      `${file} is not an ONNX model: it holds no graph with an output. Export or copy it again.`,
+    );
   }
   const opset = opsets.get('');
   if (opset === undefined || opset < LEAST_OPSET || opset > LAST_OPSET) {

@@ -1,4 +1,4 @@
-import { GraphError, type Graph, type Value } from '../graph.js';
+import { type Graph, GraphError, type Value } from '../graph.js';
 import { graphTensor, type HostTensor } from './host-tensor.js';
 import type { FileNode } from './model.js';
 

@@ -1,4 +1,4 @@
-import { tensor, full } from '../../tensor/tensor.js';
+import { full, tensor } from '../../tensor/tensor.js';
 import { averagePool2d, conv2d, convTranspose2d, maxPool2d } from '../conv.js';
 import {
   abs,
@@ -41,7 +41,7 @@ import { layerNorm, softmax } from '../norm.js';
 import { argMax, max, mean, min, sum } from '../reduction.js';
 import { cubicKernel, linearKernel, mapPlanes, resamplingMatrix } from '../resampling.js';
 import { einsum } from './einsum.js';
-import { reshapeTarget, sliceRange, slicedAxes, squeezedShape, unsqueezedShape } from './folds.js';
+import { reshapeTarget, slicedAxes, sliceRange, squeezedShape, unsqueezedShape } from './folds.js';
 import { hostInts } from './host-tensor.js';
 import { ImportFault, type NodeContext } from './node-context.js';
 
@@ -132,7 +132,8 @@ function convolution(c: NodeContext): Value {
 function transposedConvolution(c: NodeContext): Value {
   const weight = c.value(1);
   c.must('auto_pad', c.string('auto_pad', 'NOTSET'), 'NOTSET');
-  if (c.ints('output_shape')) throw new ImportFault('output_shape is given; supported: pads and output_padding');
+  if (c.ints('output_shape'))
+    throw new ImportFault('output_shape is given; supported: pads and output_padding');
   const { stride, dilation, padding } = window(c, weight.shape.slice(2));
   const outputPadding = [...(c.ints('output_padding') ?? [0, 0])] as [number, number];
   const options = { stride, dilation, padding, outputPadding, groups: c.int('group', 1) };
@@ -225,12 +226,19 @@ function groupNormalization(c: NodeContext): Value {
     v.size === x.shape[1]
       ? v
       : reshape(expand(reshape(v, [groups, 1]), [groups, x.shape[1]! / groups]), [x.shape[1]!]);
-  return normalizedGroups(x, groups, perChannel(c.value(1)), perChannel(c.value(2)), c.float('epsilon', 1e-5));
+  return normalizedGroups(
+    x,
+    groups,
+    perChannel(c.value(1)),
+    perChannel(c.value(2)),
+    c.float('epsilon', 1e-5),
+  );
 }
 
 function batchNormalization(c: NodeContext): Value {
   const x = c.value(0);
-  if (c.int('training_mode', 0) === 1) throw new ImportFault('training_mode is 1; supported: 0. Export with model.eval()');
+  if (c.int('training_mode', 0) === 1)
+    throw new ImportFault('training_mode is 1; supported: 0. Export with model.eval()');
   const shape = [1, x.shape[1]!, ...x.shape.slice(2).map(() => 1)];
   const [scale, bias, average, variance] = [1, 2, 3, 4].map((i) => reshape(c.value(i), shape)) as [
     Value,
@@ -360,7 +368,15 @@ function spaceToDepth(c: NodeContext): Value {
   return reshape(y, [n, channels * b * b, h / b, w / b]);
 }
 
-const castTargets = { 1: 'float32', 10: 'float32', 11: 'float32', 16: 'float32', 6: 'int64', 7: 'int64', 9: 'bool' } as const;
+const castTargets = {
+  1: 'float32',
+  10: 'float32',
+  11: 'float32',
+  16: 'float32',
+  6: 'int64',
+  7: 'int64',
+  9: 'bool',
+} as const;
 
 /** How each operator of a file is said in ours. The default domain's, unless a domain stands before the name. */
 export const builders: Readonly<Record<string, Build>> = {
