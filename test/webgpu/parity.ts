@@ -108,7 +108,7 @@ suite('WebGPU against the processor', () => {
 
   test('training steps of dpg, with the text encoder', async (t) => {
     const settings: StepSettings = {
-      objective: { method: 'dpg', gamma: 0.999, criticLearningRate: 1e-6 },
+      objective: { method: 'dpg look-forward', gamma: 0.999, criticLearningRate: 1e-6 },
       priorLossWeight: 1,
       lora: { rank: 4, alpha: 4, textEncoder: true },
       instances: 1,

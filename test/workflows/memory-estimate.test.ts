@@ -20,7 +20,7 @@ before(async () => {
 function needsOf(change: Partial<MemoryNeeds['step']> = {}, sides = [256]): MemoryNeeds {
   return {
     step: {
-      objective: { method: 'dpg', gamma: 0.9986, criticLearningRate: 0.01 },
+      objective: { method: 'dpg look-forward', gamma: 0.9986, criticLearningRate: 0.01 },
       priorLossWeight: 1,
       lora: { rank: 8, alpha: 8, textEncoder: false },
       instances: 2,
