@@ -12,6 +12,7 @@ test('the public API is small, and exactly this', () => {
     'ModelError',
     'OutputError',
     'PortrayalError',
+    'RewardError',
     'RunError',
     'StableDiffusion',
     'TextToImage',
@@ -41,7 +42,7 @@ test('errors that a user can cause have exit codes of their own', () => {
         ]
       : [],
   );
-  assert.equal(codes.length, 9);
-  assert.equal(new Set(codes.map(([, code]) => code)).size, 9);
+  assert.equal(codes.length, 10);
+  assert.equal(new Set(codes.map(([, code]) => code)).size, 10);
   assert.ok(codes.every(([, code]) => code > 1));
 });

@@ -316,29 +316,31 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-# Single precision first, to see how far rounding alone leads away; then the goldens.
 tensors: dict[str, torch.Tensor] = {}
 cases: list[dict] = []
-DTYPE = torch.float32
-before = run_all()
-single, single_cases = tensors, cases
-tensors, cases = {}, []
-DTYPE = torch.float64
-worlds = run_all()
-assert worlds == before, "the checkpoints changed meanwhile"
-for case, other in zip(cases, single_cases):
-    ends = [k for k in tensors if k.startswith(f"{case['name']}/") and " start/" not in k]
-    drift, where = max((relative(single[k], tensors[k]), k) for k in ends)
-    exact, rounded = ([m for s in c["steps"] for m in s["microSteps"]] for c in (case, other))
-    loss_drift = max(
-        max(abs(a[key] - b[key]) for a, b in zip(exact, rounded)) / max(abs(a[key]) for a in exact)
-        for key, value in exact[0].items()
-        if isinstance(value, float)
-    )
-    moved = max(
-        relative(tensors[k], tensors[f"{case['world']}/start/{k.split('/end/')[1]}"]) for k in ends if "/end/" in k
-    )
-    print(f"{case['name']}: moved {moved:.1e}; single precision differs by {drift:.1e} in {where}, {loss_drift:.1e} in losses")
 
-save_file({k: v.contiguous() for k, v in sorted(tensors.items())}, GOLDENS / "training.safetensors")
-(GOLDENS / "training.json").write_text(json.dumps({"worlds": worlds, "cases": cases}, indent=1) + "\n")
+if __name__ == "__main__":
+    # Single precision first, to see how far rounding alone leads away; then the goldens.
+    DTYPE = torch.float32
+    before = run_all()
+    single, single_cases = tensors, cases
+    tensors, cases = {}, []
+    DTYPE = torch.float64
+    worlds = run_all()
+    assert worlds == before, "the checkpoints changed meanwhile"
+    for case, other in zip(cases, single_cases):
+        ends = [k for k in tensors if k.startswith(f"{case['name']}/") and " start/" not in k]
+        drift, where = max((relative(single[k], tensors[k]), k) for k in ends)
+        exact, rounded = ([m for s in c["steps"] for m in s["microSteps"]] for c in (case, other))
+        loss_drift = max(
+            max(abs(a[key] - b[key]) for a, b in zip(exact, rounded)) / max(abs(a[key]) for a in exact)
+            for key, value in exact[0].items()
+            if isinstance(value, float)
+        )
+        moved = max(
+            relative(tensors[k], tensors[f"{case['world']}/start/{k.split('/end/')[1]}"]) for k in ends if "/end/" in k
+        )
+        print(f"{case['name']}: moved {moved:.1e}; single precision differs by {drift:.1e} in {where}, {loss_drift:.1e} in losses")
+
+    save_file({k: v.contiguous() for k, v in sorted(tensors.items())}, GOLDENS / "training.safetensors")
+    (GOLDENS / "training.json").write_text(json.dumps({"worlds": worlds, "cases": cases}, indent=1) + "\n")

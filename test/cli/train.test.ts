@@ -61,7 +61,14 @@ test('every flag sets its option', async () => {
     '--checkpoints-total-limit': ['checkpointsTotalLimit', 2],
     '--threads': ['threads', 1],
     '--method': ['method', 'dpg'],
-    '--reward': ['reward', 'look-forward'],
+    '--reward': ['reward', ['look-forward']],
+    '--reward-combination': ['rewardCombination', 'harmonic'],
+    '--objective': ['objective', 'paper'],
+    '--lambda': ['lambda', 0.5],
+    '--policy-gradient': ['policyGradient', 'both'],
+    '--critic-target': ['criticTarget', 'return'],
+    '--reward-timeout': ['rewardTimeout', 5],
+    '--on-reward-failure': ['onRewardFailure', 'skip'],
     '--preset': ['preset', 'official'],
     '--gamma': ['gamma', 0.99],
     '--critic-learning-rate': ['criticLearningRate', 0.1],
@@ -117,6 +124,17 @@ test('switches go both ways', async () => {
     const off = flag.replace('--', '--no-');
     assert.deepEqual((await train(...needed, off)).asked, { ...asNeeded, [option]: false });
   }
+});
+
+test('rewards add up, one a flag', async () => {
+  const { asked } = await train(
+    ...needed,
+    '--reward',
+    'look-forward',
+    '--reward',
+    'dino:encoders/dino=0.5@0.99',
+  );
+  assert.deepEqual(asked, { ...asNeeded, reward: ['look-forward', 'dino:encoders/dino=0.5@0.99'] });
 });
 
 test('several pictures and several validation prompts', async () => {
