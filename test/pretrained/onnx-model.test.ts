@@ -64,7 +64,10 @@ test('a model without a gradient, or of no use for pictures, is refused with the
   await refused(fileOf('two-inputs'), /expected one input.*it has 2: x: float32\[N, 3, 8, 8\], z/);
   await refused(fileOf('batch-of-four'), /exactly 4 pictures at once.*dynamic_axes/);
   await refused(fileOf('old'), /the operator set is 9; supported: 11 to 21/);
-  await refused(fileOf('vit-17'), /expected one number for each picture.*float32\[1, 12\].*embedding:vit-17\.onnx/);
+  await refused(
+    fileOf('vit-17'),
+    /expected one number for each picture.*float32\[1, 12\].*embedding:vit-17\.onnx/,
+  );
   await assert.rejects(
     openOnnxModel(fileOf('convolutional-17'), { gives: 'embedding', resolution: 16 }),
     /expected an embedding for each picture/,
@@ -106,6 +109,9 @@ test('weights beside the file have to be whole, and beside it', async (t) => {
   await truncate(weights, 40);
   await refused(path, /has 40 bytes where \d+ are needed/);
   const bytes = await readFile(path);
-  await writeFile(path, Buffer.from(bytes.toString('latin1').replaceAll('external-17.bin', '../ternal-1.bin'), 'latin1'));
+  await writeFile(
+    path,
+    Buffer.from(bytes.toString('latin1').replaceAll('external-17.bin', '../ternal-1.bin'), 'latin1'),
+  );
   await refused(path, /outside the model's folder/);
 });
