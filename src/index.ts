@@ -4,6 +4,7 @@
  * - {@link personalise} teaches a model one subject and writes a run folder.
  * - {@link generate} draws pictures with a run, or with a plain model, into files.
  * - {@link locateModel} finds a model on this machine or downloads it from the Hugging Face hub.
+ * - {@link evaluate} scores runs, or pictures from elsewhere, by the rules of a benchmark.
  * - {@link StableDiffusion} opens a model folder; with an engine, {@link TextToImage} draws from it in memory.
  * - Everything that a caller can mend is thrown as a {@link PortrayalError}; {@link TrainingEvent} is what a listener hears.
  */
@@ -26,6 +27,9 @@ export {
   UsageError,
 } from './errors.js';
 export { type LocatedModel, type LocateOptions, locateModel } from './pretrained/model-reference.js';
+export type { Estimate, PairedDifference } from './evaluation/bootstrap.js';
+export type { Comparison, MethodScores } from './evaluation/comparison.js';
+export type { Metric, Scores } from './evaluation/scores.js';
 export { type LoraSettings, StableDiffusion } from './pretrained/stable-diffusion.js';
 export {
   type DrawingRequest,
@@ -49,6 +53,10 @@ export type {
   TrainingListener,
   WarningEvent,
 } from './training/events.js';
+export { type EvaluateOptions, evaluate } from './workflows/evaluate.js';
+export type { MethodInput } from './workflows/evaluation-plan.js';
+export type { EvaluateResult } from './workflows/evaluation-results.js';
+export { readSubjects, type SubjectInput } from './workflows/evaluation-subjects.js';
 export { type GenerateOptions, generate } from './workflows/generate.js';
 export type { MemoryEstimate, MemoryPart, MemoryPhase } from './workflows/memory-estimate.js';
 export {

@@ -20,11 +20,13 @@ test('the public API is small, and exactly this', () => {
     'createNodeEngine',
     'devices',
     'estimatePersonalisation',
+    'evaluate',
     'generate',
     'locateModel',
     'personalise',
     'personaliseDefaults',
     'presets',
+    'readSubjects',
     'schedulerNames',
     'shippedModelPath',
   ]);

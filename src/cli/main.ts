@@ -24,6 +24,10 @@ const commands: Readonly<Record<string, CommandEntry>> = {
     summary: 'Draw pictures from prompts, with a trained run or a plain model',
     load: async () => (await import('./generate.js')).generateCommand,
   },
+  evaluate: {
+    summary: 'Score runs, or sets of them, by the rules of a benchmark',
+    load: async () => (await import('./evaluate.js')).evaluateCommand,
+  },
   pretrain: {
     summary: 'Train the small base model from nothing, on the synthetic world',
     load: async () => (await import('./pretrain.js')).pretrainCommand,

@@ -66,8 +66,9 @@ function describeProgress(event: ProgressEvent): string {
   return parts.join('  ');
 }
 
-function describeStage({ name, done, total }: StageEvent): string {
-  return `${name} ${done}/${total}`;
+function describeStage({ name, done, total, secondsLeft }: StageEvent): string {
+  const left = secondsLeft === undefined || done >= total ? '' : `  ${formatDuration(secondsLeft)} left`;
+  return `${name} ${done}/${total}${left}`;
 }
 
 function describeDownload(event: DownloadEvent): string {

@@ -34,6 +34,8 @@ export interface ReferenceOptions {
   readonly captions?: boolean;
   /** The shape that a picture is cut to, for the warning about what is lost. Default: a square. */
   readonly cutTo?: (picture: PictureSize) => PictureSize;
+  /** Keep every pixel of large pictures, for metrics that resize by a rule of their own. */
+  readonly fullSize?: boolean;
 }
 
 export interface ReferenceImages {
@@ -214,6 +216,7 @@ async function readPicture(
     maxPixels = DEFAULT_MAX_PIXELS,
     smallestSide = DEFAULT_SMALLEST_SIDE,
     cutTo = () => ({ width: 1, height: 1 }),
+    fullSize = false,
   }: ReferenceOptions,
 ): Promise<{ image: ReferenceImage; warnings: string[] }> {
   const bytes = await readWhole(path);
@@ -267,7 +270,7 @@ async function readPicture(
     .autoOrient()
     .flatten({ background: '#ffffff' })
     .toColourspace('srgb');
-  const most = Math.max(LARGEST_SHORT_SIDE, resolution);
+  const most = fullSize ? Number.POSITIVE_INFINITY : Math.max(LARGEST_SHORT_SIDE, resolution);
   if (Math.min(width, height) > most) {
     pipeline = pipeline.resize(most, most, { fit: 'outside', kernel: 'lanczos3' });
   }

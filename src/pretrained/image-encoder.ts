@@ -6,13 +6,18 @@ import { readConfigFile } from '../formats/json-config-file.js';
 import { clipTextProjection } from '../models/clip-text.js';
 import { clipImageEmbedding, readClipConfig } from '../models/clip-vision.js';
 import { dinov2, readDinov2Config } from '../models/dinov2.js';
-import { preprocess, readImagePreprocessing } from '../models/image-preprocessing.js';
+import {
+  type ImagePreprocessing,
+  preprocess,
+  readImagePreprocessing,
+} from '../models/image-preprocessing.js';
 import { readViTConfig, vit } from '../models/vit.js';
 import { Scope } from '../nn/parameters.js';
 import { Graph, type Value } from '../onnx/graph.js';
 import { int64, type Tensor } from '../tensor/tensor.js';
 import { openTokenizer } from './tokenizer.js';
 import { assertFiniteWeights, openWeights, type WeightSet, weightSource } from './weights.js';
+import { digestWeights } from './weights-digest.js';
 
 /** An image encoder in a Hugging Face folder, opened: its configuration read, its weights checked and ready to be referred to from graphs. */
 export interface ImageEncoder {
@@ -21,6 +26,14 @@ export interface ImageEncoder {
   readonly kind: 'vit' | 'dinov2' | 'clip';
   /** Pictures [B, 3, H, W] in [-1, 1] to embeddings [B, D], not normalised; the folder's own preprocessing is done inside the graph. */
   embed(pixels: Value): Value;
+  /** The folder's own preprocessing. */
+  readonly preprocessing: ImagePreprocessing;
+  /** Side in pixels of the pictures that the network was trained on. */
+  readonly imageSize: number;
+  /** The network alone: pictures [B, 3, S, S] that were prepared otherwise to embeddings [B, D], not normalised. */
+  embedPrepared(prepared: Value): Value;
+  /** Tells its weights from those of other encoders; see {@link digestWeights}. */
+  digest(): Promise<string>;
 }
 
 /** CLIP, whose text half embeds prompts into the space of its pictures. */
@@ -28,6 +41,8 @@ export interface ClipEncoder extends ImageEncoder {
   readonly kind: 'clip';
   /** The embedding [1, D] of a text, not normalised. Runs the text half once. */
   embedText(engine: Engine, text: string): Promise<Tensor<'float32'>>;
+  /** The embeddings [1, D] of texts, in their order. Compiles the text half once. */
+  embedTexts(engine: Engine, texts: readonly string[]): Promise<Tensor<'float32'>[]>;
 }
 
 const CONFIG = 'config.json';
@@ -47,25 +62,39 @@ export async function openImageEncoder(path: string): Promise<ImageEncoder> {
   const preprocessing = readImagePreprocessing(await readConfigFile(preprocessorFile(folder, files)));
   const weights = await openWeights({ name: 'image_encoder', folder, files });
   await assertFiniteWeights(weights);
-  const build = {
+  const { imageSize, network } = {
     vit: () => {
       const read = readViTConfig(config);
-      return (scope: Scope, pixels: Value) => vit(scope, read, pixels);
+      return {
+        imageSize: read.imageSize,
+        network: (scope: Scope, pixels: Value) => vit(scope, read, pixels),
+      };
     },
     dinov2: () => {
       const read = readDinov2Config(config);
-      return (scope: Scope, pixels: Value) => dinov2(scope, read, pixels);
+      return {
+        imageSize: read.imageSize,
+        network: (scope: Scope, pixels: Value) => dinov2(scope, read, pixels),
+      };
     },
     clip: () => {
       const read = readClipConfig(config);
-      return (scope: Scope, pixels: Value) => clipImageEmbedding(scope, read, pixels);
+      return {
+        imageSize: read.vision.imageSize,
+        network: (scope: Scope, pixels: Value) => clipImageEmbedding(scope, read, pixels),
+      };
     },
   }[kind]();
+  const embedPrepared = (prepared: Value): Value =>
+    network(placed(prepared.graph, weights, prefixes[kind]), prepared);
   const encoder: ImageEncoder = {
     folder,
     kind,
-    embed: (pixels) =>
-      build(placed(pixels.graph, weights, prefixes[kind]), preprocess(preprocessing, pixels)),
+    embed: (pixels) => embedPrepared(preprocess(preprocessing, pixels)),
+    preprocessing,
+    imageSize,
+    embedPrepared,
+    digest: () => digestWeights(weights),
   };
   // A tensor that is missing or of another shape is found now, and not when a step is built.
   const check = new Graph('check');
@@ -108,27 +137,28 @@ export async function openClip(path: string): Promise<ClipEncoder> {
     );
   }
   const weights = await openWeights({ name: 'image_encoder', folder, files });
+  const embedTexts = async (engine: Engine, texts: readonly string[]): Promise<Tensor<'float32'>[]> => {
+    const graph = new Graph('text_embedding');
+    const tokens = graph.input('tokens', 'int64', [1, tokenizer.maxLength]);
+    graph.output('embedding', clipTextProjection(placed(graph, weights, ''), read.text, tokens).projected);
+    const program = await engine.compile(graph);
+    try {
+      const embeddings: Tensor<'float32'>[] = [];
+      for (const text of texts) {
+        const { ids } = tokenizer.encode(text);
+        const { embedding } = await program.run({ tokens: int64([1, ids.length], ids) });
+        embeddings.push(embedding as Tensor<'float32'>);
+      }
+      return embeddings;
+    } finally {
+      await program.release();
+    }
+  };
   return {
     ...encoder,
     kind: 'clip',
-    async embedText(engine, text) {
-      const { ids } = tokenizer.encode(text);
-      const graph = new Graph('text_embedding');
-      const scope = placed(graph, weights, '');
-      const { projected } = clipTextProjection(
-        scope,
-        read.text,
-        graph.input('tokens', 'int64', [1, ids.length]),
-      );
-      graph.output('embedding', projected);
-      const program = await engine.compile(graph);
-      try {
-        const { embedding } = await program.run({ tokens: int64([1, ids.length], ids) });
-        return embedding as Tensor<'float32'>;
-      } finally {
-        await program.release();
-      }
-    },
+    embedTexts,
+    embedText: async (engine, text) => (await embedTexts(engine, [text]))[0]!,
   };
 }
 

@@ -47,6 +47,8 @@ export interface StageEvent {
   readonly name: string;
   readonly done: number;
   readonly total: number;
+  /** Where it was measured. */
+  readonly secondsLeft?: number;
 }
 
 /** Some of a model has come from the hub. */

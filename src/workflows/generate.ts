@@ -6,6 +6,7 @@ import type { SchedulerName } from '../diffusion/scheduler-config.js';
 import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
 import { ModelError, OutputError, RunError, UsageError } from '../errors.js';
+import { slug } from '../evaluation/picture-folders.js';
 import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
@@ -145,7 +146,7 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
 const DEFAULT_STEPS = 30;
 
 /** @throws ModelError when what was learnt was learnt on another model. */
-function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): void {
+export function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): void {
   for (const { input, shape } of model.loraSpecs(learnt.lora)) {
     const found = learnt.factors.get(input)?.shape;
     if (found?.join() !== shape.join()) {
@@ -156,7 +157,7 @@ function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): vo
   }
 }
 
-interface Learnt {
+export interface Learnt {
   readonly model: string;
   readonly variant: Variant;
   readonly predictionType: PredictionType | undefined;
@@ -167,7 +168,7 @@ interface Learnt {
 }
 
 /** What a run has learnt so far: its final LoRA, or that of its newest checkpoint while it is not finished. */
-async function readRun(path: string): Promise<Learnt> {
+export async function readRun(path: string): Promise<Learnt> {
   const config = await readRunConfig(path);
   const { settings } = config;
   if (!isObject(settings) || typeof config.model !== 'string') {
@@ -250,10 +251,3 @@ async function prepareFolder(output: string): Promise<number> {
   const taken = names.flatMap((name) => /^(\d{4,})-/.exec(name)?.[1] ?? []).map(Number);
   return taken.length ? Math.max(...taken) + 1 : 0;
 }
-
-const slug = (prompt: string): string =>
-  prompt
-    .toLowerCase()
-    .replace(/[^\p{L}\p{N}]+/gu, '-')
-    .replace(/^-|-$/g, '')
-    .slice(0, 60) || 'picture';

@@ -1,0 +1,67 @@
+import { resizeBicubic } from '../data/bicubic-resize.js';
+import type { RgbImage } from '../data/image-grid.js';
+import { float32, type Tensor } from '../tensor/tensor.js';
+
+/** How a picture is made ready for a judge: shorter side resized, middle square cut out, channels normalised. */
+export interface PictureTransform {
+  /** Length of the shorter side after resizing, in pixels. */
+  readonly resize: number;
+  /** Side of the square that is kept. */
+  readonly crop: number;
+  readonly mean: readonly [number, number, number];
+  readonly std: readonly [number, number, number];
+}
+
+export const imagenetStatistics = {
+  mean: [0.485, 0.456, 0.406],
+  std: [0.229, 0.224, 0.225],
+} as const;
+
+export const clipStatistics = {
+  mean: [0.48145466, 0.4578275, 0.40821073],
+  std: [0.26862954, 0.26130258, 0.27577711],
+} as const;
+
+/**
+ * The transform that published DINO scores were made with: 256 bicubic, the middle 224, ImageNet's statistics; in the same proportions for encoders of another size.
+ * A Hugging Face folder's own preprocessing resizes to 224 without the crop, and gives other scores.
+ */
+export function dinoTransform(side: number): PictureTransform {
+  return { resize: Math.round((side * 256) / 224), crop: side, ...imagenetStatistics };
+}
+
+/** CLIP's own transform: the shorter side to the encoder's size, bicubic, the middle square. */
+export function clipTransform(side: number): PictureTransform {
+  return { resize: side, crop: side, ...clipStatistics };
+}
+
+/** "shorter side to 256, bicubic; middle 224" */
+export function describeTransform({ resize, crop }: PictureTransform): string {
+  return `shorter side to ${resize} pixels (bicubic, antialiased, rounded to bytes), middle ${crop} x ${crop}`;
+}
+
+/** One picture as a judge takes it, [1, 3, crop, crop], in the steps and roundings of torchvision on Pillow pictures. */
+export function transformPicture(image: RgbImage, t: PictureTransform): Tensor<'float32'> {
+  const { width, height } = image;
+  const long = Math.trunc((t.resize * Math.max(width, height)) / Math.min(width, height));
+  const [w, h] = width <= height ? [t.resize, long] : [long, t.resize];
+  const resized = resizeBicubic(image, w, h);
+  const [left, top] = [halfToEven(w - t.crop), halfToEven(h - t.crop)];
+  const plane = t.crop * t.crop;
+  const values = new Float32Array(3 * plane);
+  for (let y = 0; y < t.crop; y++) {
+    for (let x = 0; x < t.crop; x++) {
+      const from = 3 * ((top + y) * w + left + x);
+      for (let c = 0; c < 3; c++) {
+        values[c * plane + y * t.crop + x] = (resized.pixels[from + c]! / 255 - t.mean[c]!) / t.std[c]!;
+      }
+    }
+  }
+  return float32([1, 3, t.crop, t.crop], values);
+}
+
+/** Half of a whole number, a half rounded to the even neighbour, as Python's `round` does. */
+function halfToEven(n: number): number {
+  const half = Math.floor(n / 2);
+  return n % 2 === 0 ? half : half + (half % 2);
+}
