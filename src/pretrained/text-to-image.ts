@@ -160,6 +160,14 @@ export class TextToImage {
     return (await this.textProgram.run(tokens, state)) as unknown as PromptEmbedding;
   }
 
+  /** What guidance leads away from, [1, ...] each: the negative prompt, or what stands for none. */
+  async embedUnwanted(negativePrompt: string | undefined, state?: State): Promise<PromptEmbedding> {
+    const embedding = await this.embed(negativePrompt ?? '', state);
+    if (negativePrompt !== undefined || !this.model.zerosForEmptyPrompt) return embedding;
+    const { condition, pooled } = embedding;
+    return { condition: zeros(condition.shape), ...(pooled && { pooled: zeros(pooled.shape) }) };
+  }
+
   /** Frees the programs' memory. */
   async release(): Promise<void> {
     for (const program of this.#denoisers.values()) await (await program).release();
@@ -190,7 +198,7 @@ export class TextToImage {
       known.set(prompt, await this.embed(prompt, state));
     const wanted = filled.map((r) => known.get(r.prompt)!);
     const guided = guidanceScale !== 1;
-    const unwanted = guided ? await this.#unwanted(negativePrompt, wanted[0]!, state) : undefined;
+    const unwanted = guided ? await this.embedUnwanted(negativePrompt, state) : undefined;
     const { resolution } = this;
     const rows = guided ? 2 * this.batch : this.batch;
     const denoiser = await this.#denoiser(rows);
@@ -223,16 +231,5 @@ export class TextToImage {
       );
     }
     return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));
-  }
-
-  /** What guidance leads away from. */
-  async #unwanted(
-    prompt: string | undefined,
-    like: PromptEmbedding,
-    state: State | undefined,
-  ): Promise<PromptEmbedding> {
-    if (prompt !== undefined || !this.model.zerosForEmptyPrompt) return this.embed(prompt ?? '', state);
-    const { condition, pooled } = like;
-    return { condition: zeros(condition.shape), ...(pooled && { pooled: zeros(pooled.shape) }) };
   }
 }
