@@ -83,8 +83,8 @@ function rateLimit(headers: Headers, { endpoint, token }: HubSubject): HubError 
 
 /** What the codes of failed connections mean to the person at the keyboard. */
 const connectionFaults: Readonly<Record<string, string>> = {
-  ENOTFOUND: 'its name is not known; is this machine connected to the network?',
-  EAI_AGAIN: 'names cannot be looked up; is this machine connected to the network?',
+  ENOTFOUND: 'its name is not known, so this machine may not be connected to the network',
+  EAI_AGAIN: 'names cannot be looked up, so this machine may not be connected to the network',
   ECONNREFUSED: 'the connection was refused',
   ECONNRESET: 'the connection broke',
   UND_ERR_SOCKET: 'the connection broke',
