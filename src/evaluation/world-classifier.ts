@@ -2,6 +2,8 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { crossEntropy } from '../algorithms/classification.js';
+import { Augmentation } from '../data/augmentation.js';
+import { channelsFirst } from '../data/channels-first.js';
 import type { Labels } from '../data/world/example.js';
 import { type RenderedExample, renderExamples } from '../data/world/render.js';
 import { SCENES } from '../data/world/scenes.js';
@@ -27,7 +29,6 @@ import { Random } from '../tensor/random.js';
 import { float32, int64, type Tensor, tensor } from '../tensor/tensor.js';
 import type { TrainingEvent } from '../training/events.js';
 import { trainFully } from '../training/full-training.js';
-import { Augmentation } from './augmentation.js';
 
 const RESOLUTION = 64;
 const CONFIG_FILE = 'config.json';
@@ -109,7 +110,7 @@ export class WorldClassifier {
       const some = pictures.slice(start, start + this.#batchSize);
       const pixels = new Float32Array(this.#batchSize * size);
       some.forEach((picture, b) => {
-        planes(picture, pixels.subarray(b * size, (b + 1) * size));
+        channelsFirst(picture, pixels.subarray(b * size, (b + 1) * size));
       });
       const shape = [this.#batchSize, 3, this.resolution, this.resolution];
       const found = await this.#program.run({ pixels: float32(shape, pixels) });
@@ -133,14 +134,6 @@ function requireThisWorld(config: WorldClassifierConfig, folder: string): void {
       `${join(folder, CONFIG_FILE)} tells ${nouns} nouns, ${scenes} scenes and ${colours} colours apart, but the world has ` +
         `${NOUNS.length}, ${SCENES.length} and ${COLOUR_NAMES.length}. It was trained for another version; train it again.`,
     );
-}
-
-/** RGB bytes [R, R, 3] to [3, R, R] in [-1, 1]. */
-function planes(picture: Uint8Array, into: Float32Array): void {
-  const plane = picture.length / 3;
-  for (let i = 0; i < plane; i++) {
-    for (let c = 0; c < 3; c++) into[c * plane + i] = picture[3 * i + c]! / 127.5 - 1;
-  }
 }
 
 /** How often each answer to a question was given for each truth. */
@@ -222,7 +215,7 @@ export async function trainWorldClassifier(options: WorldClassifierTraining): Pr
         const size = pixels.length / b;
         drawn.forEach(({ pixels: picture }, i) => {
           const into = pixels.subarray(i * size, (i + 1) * size);
-          planes(picture, into);
+          channelsFirst(picture, into);
           augmentation.apply(into, random);
         });
         const labels = (question: Question) =>

@@ -1,5 +1,7 @@
+import { add, div, sqrt, square } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { groupNorm as normalizeGroups, layerNorm as normalizeRows } from '../onnx/norm.js';
+import { sum } from '../onnx/reduction.js';
 import type { Scope } from './parameters.js';
 
 /** Group normalisation of [B, C, H, W] with a scale and an offset per channel (Wu and He, arXiv 1803.08494). */
@@ -16,4 +18,9 @@ export function layerNorm(scope: Scope, x: Value, options: { eps: number }): Val
   const weight = scope.parameter('weight', [features], { kind: 'ones' });
   const bias = scope.parameter('bias', [features], { kind: 'zeros' });
   return normalizeRows(x, weight, bias, options.eps);
+}
+
+/** Scales vectors along the last axis to unit length; a zero vector stays zero. */
+export function unitLength(x: Value): Value {
+  return div(x, sqrt(add(sum(square(x), [-1], { keepDims: true }), 1e-12)));
 }

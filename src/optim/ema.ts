@@ -7,12 +7,18 @@ export const emaName = (parameter: string): string => `ema.${parameter}`;
 /**
  * Keeps an exponential moving average of the parameters beside them: average += (1 - decay) (next - average), with the decay fed as the scalar `ema.decay`.
  * Call it after the optimiser's update, whose new values it follows.
+ *
+ * @param known averages, by state name, that the graph reads already, as a teacher does in self-distillation
  */
-export function ema(graph: Graph, parameters: readonly Value[]): void {
+export function ema(
+  graph: Graph,
+  parameters: readonly Value[],
+  known: ReadonlyMap<string, Value> = new Map(),
+): void {
   const decay = graph.input('ema.decay', 'float32', []);
   const rate = sub(1, decay);
   for (const p of parameters) {
-    const average = graph.input(emaName(p.name), 'float32', p.shape);
+    const average = known.get(emaName(p.name)) ?? graph.input(emaName(p.name), 'float32', p.shape);
     const next = graph.updates.get(p.name) ?? p;
     graph.update(average, add(average, mul(sub(next, average), rate)));
   }

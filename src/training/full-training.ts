@@ -37,6 +37,8 @@ export interface FullTraining extends TrainingPlan {
   /** What to report besides the loss. */
   readonly metrics?: Readonly<Record<string, Value>>;
   readonly parameters: readonly InputParameters[];
+  /** Averages of the parameters that the loss itself reads, as the teacher of a self-distillation; their inputs have the averages' names. */
+  readonly averages?: InputParameters;
   /** Where the parameters start, by input name; drawn as their models have it without this. */
   readonly initial?: ReadonlyMap<string, Tensor>;
   /** What to feed at a step (from 1); a function of the step alone, so that a restart repeats it. */
@@ -80,7 +82,8 @@ export async function trainFully(
   const optimizer = adamw({ beta2: 0.99, weightDecay: 1e-2 });
   const { clipped, norm } = clipByGlobalNorm(gradients(loss, parameters), MAX_GRAD_NORM);
   optimizer.update(graph, parameters, clipped);
-  ema(graph, parameters);
+  const averaged = [...(training.averages?.values.values() ?? [])];
+  ema(graph, parameters, new Map(averaged.map((value) => [value.name, value])));
   graph.output('loss', loss);
   graph.output('gradient_norm', norm);
   for (const [metric, value] of Object.entries(metrics)) graph.output(metric, value);

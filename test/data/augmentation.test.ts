@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Augmentation } from '../../src/evaluation/augmentation.js';
+import { Augmentation } from '../../src/data/augmentation.js';
 import { Random } from '../../src/tensor/random.js';
 
 const SIDE = 64;

@@ -1,0 +1,134 @@
+import { mkdir } from 'node:fs/promises';
+import { selfDistillationLoss } from '../algorithms/self-distillation.js';
+import { Augmentation } from '../data/augmentation.js';
+import { channelsFirst } from '../data/channels-first.js';
+import { renderViews, worldSubject } from '../data/world/views.js';
+import type { Engine } from '../engine/engine.js';
+import { type Json, parseConfig } from '../formats/json-config.js';
+import { type DinoHeadConfig, dinoHead } from '../models/dino-head.js';
+import { readViTConfig, vit } from '../models/vit.js';
+import { InputParameters, Scope } from '../nn/parameters.js';
+import { Graph, type Value } from '../onnx/graph.js';
+import { split } from '../onnx/movement.js';
+import { emaName } from '../optim/ema.js';
+import { Random } from '../tensor/random.js';
+import { float32 } from '../tensor/tensor.js';
+
+import { ENCODER_RESOLUTION, encoderPreprocessing, writeEncoder } from './encoder-files.js';
+import type { TrainingEvent } from './events.js';
+import { trainFully } from './full-training.js';
+
+export interface DinoTraining {
+  /** Becomes the encoder's folder. */
+  readonly output: string;
+  /** Where the training state is kept. */
+  readonly work: string;
+  readonly engine: Engine;
+  readonly seed: number;
+  /** How many subjects to draw, and how often each. */
+  readonly subjects: number;
+  readonly views: number;
+  readonly steps: number;
+  /** Subjects a step; each is seen twice. */
+  readonly batchSize: number;
+  readonly checkpointingSteps: number;
+  readonly onEvent?: (event: TrainingEvent) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** How the encoders that ship were trained, but for the seed. */
+export const dinoDefaults = {
+  subjects: 6000,
+  views: 4,
+  steps: 2500,
+  batchSize: 48,
+  checkpointingSteps: 250,
+} as const satisfies Partial<DinoTraining>;
+
+const CONFIG: Json = {
+  architectures: ['ViTModel'],
+  hidden_act: 'gelu',
+  hidden_size: 128,
+  image_size: ENCODER_RESOLUTION,
+  intermediate_size: 384,
+  layer_norm_eps: 1e-6,
+  model_type: 'vit',
+  num_attention_heads: 4,
+  num_channels: 3,
+  num_hidden_layers: 4,
+  patch_size: 8,
+  qkv_bias: true,
+};
+const HEAD: DinoHeadConfig = { hiddenSize: 256, bottleneck: 64, prototypes: 512 };
+
+/** The teacher's input names are the averages' names. */
+const TEACHER = emaName('');
+
+/**
+ * Trains a small vision transformer on the synthetic world by self-distillation (DINO, Caron et al., arXiv 2104.14294) and writes it in the layout of transformers'
+ * ViTModel, with half-precision weights. It sees no labels; its two views are not crops of one picture but two pictures of one subject in other poses and places,
+ * so that it learns what makes a subject and looks past where it is. Everything follows from the seed; stopped at any moment, the same call goes on.
+ *
+ * @throws CancelledError when the signal is raised, with the state saved. DivergedError when the training leaves the finite numbers.
+ */
+export async function trainDino(options: DinoTraining): Promise<void> {
+  const { output, work, engine, seed, subjects, views, batchSize: b, onEvent, signal } = options;
+  const config = readViTConfig(parseConfig(JSON.stringify(CONFIG), 'config.json'));
+  const drawn = Array.from({ length: subjects }, (_, i) => worldSubject(seed, i));
+  onEvent?.({ kind: 'stage', name: 'drawing the world', done: 0, total: subjects * views });
+  const pictures = await renderViews(drawn, views, ENCODER_RESOLUTION, seed);
+  onEvent?.({ kind: 'stage', name: 'drawing the world', done: subjects * views, total: subjects * views });
+
+  const graph = new Graph('dino');
+  const [student, teacher] = [new InputParameters(graph), new InputParameters(graph, TEACHER)];
+  const shape = [2 * b, 3, ENCODER_RESOLUTION, ENCODER_RESOLUTION];
+  const pixels = graph.input('pixels', 'float32', shape);
+  // The first B rows are one view of each subject, the others the other.
+  const scores = (parameters: InputParameters): readonly Value[] => {
+    const scope = new Scope(parameters);
+    return split(dinoHead(scope.at('head'), HEAD, vit(scope, config, pixels)), [b, b], 0);
+  };
+  const loss = selfDistillationLoss(scores(student), scores(teacher));
+  const augmentation = new Augmentation(ENCODER_RESOLUTION, new Random(seed, 'grain'));
+  await mkdir(work, { recursive: true });
+  const trained = await trainFully(
+    {
+      name: 'dino',
+      graph,
+      loss,
+      parameters: [student],
+      averages: teacher,
+      batch: (step) => {
+        const random = new Random(seed, 'dino', step);
+        const batch = new Float32Array(2 * b * 3 * ENCODER_RESOLUTION ** 2);
+        const size = batch.length / (2 * b);
+        for (let i = 0; i < b; i++) {
+          const subject = random.int(subjects);
+          const first = random.int(views);
+          const second = (first + 1 + random.int(views - 1)) % views;
+          [first, second].forEach((view, v) => {
+            const into = batch.subarray((v * b + i) * size, (v * b + i + 1) * size);
+            channelsFirst(pictures[subject * views + view]!, into);
+            augmentation.apply(into, random);
+          });
+        }
+        return { pixels: float32(shape, batch) };
+      },
+      steps: options.steps,
+      learningRate: 1e-3,
+      warmupSteps: 200,
+      maxEmaDecay: 0.99,
+    },
+    {
+      engine,
+      folder: work,
+      random: new Random(seed, 'initial'),
+      checkpointingSteps: options.checkpointingSteps,
+      ...(onEvent ? { onEvent } : {}),
+      ...(signal ? { signal } : {}),
+    },
+  );
+  const encoder = new Map([...trained].filter(([name]) => !name.startsWith('head.')));
+  const preprocessing = encoderPreprocessing('ViTImageProcessor');
+  await writeEncoder(output, { 'config.json': CONFIG, 'preprocessor_config.json': preprocessing }, encoder);
+}
