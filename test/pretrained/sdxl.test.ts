@@ -189,7 +189,7 @@ suite('SDXL against diffusers', () => {
     const optimizer = sgd();
     const objective: ObjectiveSettings =
       c.method === 'dpg'
-        ? { method: 'dpg', gamma: facts.gamma, criticLearningRate: 0 }
+        ? { method: 'dpg look-forward', gamma: facts.gamma, criticLearningRate: 0 }
         : { method: 'dreambooth' };
     const { micro } = buildStep(model, {
       objective,
