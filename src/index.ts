@@ -26,10 +26,10 @@ export {
   RunError,
   UsageError,
 } from './errors.js';
-export { type LocatedModel, type LocateOptions, locateModel } from './pretrained/model-reference.js';
 export type { Estimate, PairedDifference } from './evaluation/bootstrap.js';
 export type { Comparison, MethodScores } from './evaluation/comparison.js';
 export type { Metric, Scores } from './evaluation/scores.js';
+export { type LocatedModel, type LocateOptions, locateModel } from './pretrained/model-reference.js';
 export { type LoraSettings, StableDiffusion } from './pretrained/stable-diffusion.js';
 export {
   type DrawingRequest,

@@ -162,8 +162,13 @@ class Panel {
           drawnHere,
         );
         for (const { judge, embedder } of this.#embedders) {
-          const vectors = await embedder.embed(images);
-          for (const [i, [digest]] of part.entries()) caches.get(judge)!.set(digest, vectors[i]!);
+          const cache = caches.get(judge)!;
+          const lacking = part.flatMap(([digest], i) =>
+            cache.get(digest) ? [] : [{ digest, image: images[i]! }],
+          );
+          if (lacking.length === 0) continue;
+          const vectors = await embedder.embed(lacking.map(({ image }) => image));
+          for (const [i, { digest }] of lacking.entries()) cache.set(digest, vectors[i]!);
         }
         this.watching.stage.advance(part.length);
       }

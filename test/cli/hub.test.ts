@@ -92,10 +92,15 @@ test('Ctrl-C in a download keeps what has come', async (t) => {
   const hub = await HubImitation.start(t, name, files);
   const home = await temporaryFolder(t);
   const unet = files.get('unet/diffusion_pytorch_model.safetensors')!;
+  let begun = (): void => {};
+  const partCame = new Promise<void>((resolve) => {
+    begun = resolve;
+  });
   hub.intercept = ({ path, headers }, response) => {
     if (path !== `/${sha256(unet)}` || headers.range === 'bytes=0-0') return false;
     response.writeHead(200, { 'Content-Length': String(unet.length), ETag: '"x"' });
     response.write(unet.subarray(0, 200_000));
+    begun();
     return true;
   };
   let interrupted = false;
@@ -105,7 +110,7 @@ test('Ctrl-C in a download keeps what has come', async (t) => {
     (text, interrupt) => {
       if (interrupted || !/downloading .* of 341 kB/.test(text)) return;
       interrupted = true;
-      setTimeout(interrupt, 300);
+      void partCame.then(() => setTimeout(interrupt, 1000));
     },
   );
   assert.equal(status, 130, err);
