@@ -193,7 +193,7 @@ function named<T>(flag: string, text: string, make: (parts: { name: string; path
   if (name === undefined || path === undefined) {
     throw new UsageError(`${flag} ${text}: expected a name and a folder, such as DPG=runs/dpg.`);
   }
-  return make({ name: name.trim(), path });
+  return make({ name: name.trim(), path: path.trim() });
 }
 
 const lastName = (path: string): string =>

@@ -13,9 +13,12 @@ export interface Estimate {
 
 /** A difference between two methods that were measured on the same subjects. */
 export interface PairedDifference extends Estimate {
-  /** Two-sided: how often chance alone, of which subjects were drawn, turns the sign; missing where there are fewer than two subjects. */
+  /** Two-sided: how often chance alone, of which subjects were drawn, turns the sign; missing where there are fewer than five subjects. */
   readonly p?: number;
 }
+
+/** With fewer subjects all differences have the same sign too often by chance, which the bootstrap takes for certainty. */
+const LEAST_FOR_P = 5;
 
 /** `count` sets of `subjects` indices each, drawn with replacement; they follow from the seed. */
 export function resample(subjects: number, count: number, seed: number): Resamples {
@@ -53,6 +56,8 @@ export function pairedBootstrap(
   const estimate = mean(differences);
   if (differences.length < 2) return { mean: estimate };
   const means = resampledMeans(differences, resamples);
+  const interval = percentileInterval(means, level);
+  if (differences.length < LEAST_FOR_P) return { mean: estimate, ...interval };
   const share = (side: (d: number) => boolean): number =>
     (1 + means.filter(side).length) / (1 + means.length);
   const p = Math.min(
@@ -63,7 +68,7 @@ export function pairedBootstrap(
         share((d) => d >= 0),
       ),
   );
-  return { mean: estimate, ...percentileInterval(means, level), p };
+  return { mean: estimate, ...interval, p };
 }
 
 function resampledMeans(values: readonly number[], resamples: Resamples): number[] {

@@ -141,8 +141,9 @@ export function estimateText(estimate: Estimate | undefined): string {
 export function differenceText(difference: PairedDifference | undefined): string {
   if (!difference) return '–';
   const { mean, low, high, p } = difference;
-  if (low === undefined || high === undefined || p === undefined) return signed(mean);
-  return `${signed(mean)} (${signed(low)} to ${signed(high)}), p ${p < 0.001 ? '< 0.001' : `= ${p.toFixed(3)}`}`;
+  if (low === undefined || high === undefined) return signed(mean);
+  const chance = p === undefined ? '' : `, p ${p < 0.001 ? '< 0.001' : `= ${p.toFixed(3)}`}`;
+  return `${signed(mean)} (${signed(low)} to ${signed(high)})${chance}`;
 }
 
 export function fixed(value: number | undefined): string {

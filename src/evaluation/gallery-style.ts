@@ -2,7 +2,7 @@
 export const galleryStyle = `
 main, footer { max-width: 1480px; }
 header { padding-top: clamp(30px, 5vw, 60px); }
-.mind { margin: 26px 0 0; padding: 14px 18px; background: var(--tint); border-radius: 8px; }
+.mind { overflow-wrap: anywhere; margin: 26px 0 0; padding: 14px 18px; background: var(--tint); border-radius: 8px; }
 .mind p { margin: 0 0 6px; } .mind p:last-child { margin: 0; } .mind b { color: var(--s0); }
 .scores { margin-top: 34px; overflow-x: auto; }
 .scores table { min-width: 640px; margin: 0; font-size: 15px; }
@@ -11,9 +11,9 @@ header { padding-top: clamp(30px, 5vw, 60px); }
 .scores thead th { border-bottom: 1px solid var(--frame); color: var(--ink); font-weight: 650; }
 .scores tbody th { color: var(--ink); }
 .scores small { display: block; color: var(--soft); font-size: 12.5px; }
-.scores .best { font-weight: 650; }
+.scores .best { font-weight: 650; } .scores .best small { font-weight: 400; }
 .scores .ceiling th, .scores .ceiling td { color: var(--soft); font-style: italic; border-bottom: 0; }
-.scores .words { padding-left: 14px; color: var(--soft); font-size: 13.5px; }
+.scores .words { min-width: 180px; padding-left: 14px; color: var(--soft); font-size: 13.5px; }
 .scores caption small { font-weight: 400; }
 .scores + .scores { margin-top: 26px; }
 .bar { position: sticky; top: 0; z-index: 2; display: none; flex-wrap: wrap; gap: 8px 10px; align-items: center; margin: 0 -12px; padding: 10px 12px; background: var(--wall); border-bottom: 1px solid var(--rule); }
@@ -42,6 +42,6 @@ kbd { padding: 0 5px; border: 1px solid var(--frame); border-radius: 4px; font: 
 .methods div.pictures.single { grid-template-columns: minmax(0, 1fr); }
 .pictures a { display: block; padding: 3px; background: var(--mat); border: 1px solid var(--frame); border-radius: 3px; }
 .pictures img { aspect-ratio: 1; object-fit: contain; }
-@media (max-width: 700px) { .bar .keys { display: none; } .methods { grid-template-columns: 1fr; } .pictures { --small: 1; } }
+@media (max-width: 700px) { .bar .keys { display: none; } .methods { grid-template-columns: minmax(0, 1fr); } .scores { font-size: 14px; } }
 @media print { .bar { display: none; } .leafing .subject:not(.here), .leafing .wall.one .prompt-pictures:not(.here) { display: block; } }
 `;

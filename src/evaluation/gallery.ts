@@ -76,7 +76,7 @@ ${differenceTable(data)}
 </header>
 <section>
 <h2>Every prompt</h2>
-<p class="intro">Pictures of one place in the methods' columns have the same seed. Nothing was picked by hand.</p>
+<p class="intro">Pictures that were drawn here have the same seed at the same place of every column. Nothing was picked by hand.</p>
 ${bar(subjects)}
 <div class="wall" style="--methods:${data.methods.length}">
 ${subjects.map((subject) => subjectSection(subject, data.methods)).join('\n')}

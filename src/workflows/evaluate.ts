@@ -171,7 +171,7 @@ async function warningsOf(plan: EvaluationPlan, judges: Judges): Promise<string[
     warnings.push(
       plan.subjects.length === 1
         ? 'There is one subject, so there are no intervals: nothing tells how far the scores would carry to others.'
-        : `There are ${plan.subjects.length} subjects; intervals and p-values over so few are rough, and too narrow.`,
+        : `There are ${plan.subjects.length} subjects; intervals over so few are rough and too narrow, and p-values are not given.`,
     );
   }
   for (const { name, sources } of plan.methods) {

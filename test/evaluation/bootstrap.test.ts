@@ -54,9 +54,11 @@ test('resamples follow from the seed, and hold every subject equally often', () 
   for (const count of counts) assert.ok(Math.abs(count - 10_000) < 500, `${counts}`);
 });
 
-test('one subject has no interval, equal methods have p = 1, and p is never 0', () => {
+test('one subject has no interval, four have no p-value, equal methods have p = 1, and p is never 0', () => {
   assert.deepEqual(bootstrapMean([0.5], resample(1, 100, 0)), { mean: 0.5 });
   assert.deepEqual(pairedBootstrap([0.5], [0.25], resample(1, 100, 0)), { mean: 0.25 });
+  const four = pairedBootstrap([1, 2, 3, 4], [0, 1, 2, 3], resample(4, 100, 0));
+  assert.deepEqual(four, { mean: 1, low: 1, high: 1 });
   assert.equal(pairedBootstrap(a, a, resample(a.length, 1000, 0)).p, 1);
   const far = pairedBootstrap(
     a,
