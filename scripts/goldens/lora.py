@@ -2,17 +2,22 @@
 
 1. pytorch_lora_weights.safetensors, and the UNet part of kohya_lora_weights.safetensors, loaded with load_lora_weights into the sd1-tiny checkpoint: the outputs of
    UNet and text encoder must be those of the checkpoint with alpha / rank * up @ down added to its weights by hand (relative error at most 1e-5).
+   So must converted.safetensors, the same update in diffusers' own format.
 2. test/goldens/lora/diffusers.safetensors: the same update, trained-like as PEFT adapters with their own alpha, saved by save_lora_weights.
+3. xl_kohya.safetensors and xl_peft.safetensors, loaded into a small SDXL pipeline, must change its weights by alpha / rank * up @ down.
+4. test/goldens/lora/applied.safetensors: what the sd1-tiny checkpoint computes with pytorch_lora_weights.safetensors at 0.7 and convolutions.safetensors at -0.5
+   loaded as adapters, and the weights that fuse_lora makes of them.
 
-Needs: pip install torch diffusers transformers peft safetensors
+Needs: pip install torch diffusers transformers 'peft>=0.22' safetensors
 """
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from safetensors.torch import load_file, save_file
 
 MODEL = "test/goldens/models/sd1-tiny"
 FOLDER = "test/goldens/lora"
@@ -23,10 +28,13 @@ def pipeline():
     return StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def outputs(pipe):
+def inputs():
     generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 4, 8, 8, generator=generator)
-    context = torch.randn(2, 7, 16, generator=generator)
+    return {"sample": torch.randn(2, 4, 8, 8, generator=generator), "context": torch.randn(2, 7, 16, generator=generator)}
+
+
+def outputs(pipe):
+    sample, context = inputs().values()
     tokens = torch.tensor([[0, 5, 9, 17, 1, 1, 1]])
     with torch.no_grad():
         return {
@@ -111,11 +119,89 @@ def save_as_diffusers():
     )
 
 
+def small_xl():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=[64] * 3, layers_per_block=2, cross_attention_dim=192, attention_head_dim=[1] * 3,
+        transformer_layers_per_block=[1, 2, 3], projection_class_embeddings_input_dim=1536 + 64, addition_embed_type="text_time", addition_time_embed_dim=256,
+        use_linear_projection=True, down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2, up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    )
+    text = dict(vocab_size=600, intermediate_size=64, num_hidden_layers=2, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    return StableDiffusionXLPipeline(
+        unet=unet,
+        vae=AutoencoderKL(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(hidden_size=64, num_attention_heads=1, **text)),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=128, num_attention_heads=2, projection_dim=64, **text)),
+        tokenizer=None, tokenizer_2=None, scheduler=EulerDiscreteScheduler(),
+    )
+
+
+def plain_names(model):
+    """Weights by module path, whatever level of wrapping PEFT has added."""
+    return {n.removesuffix(".weight").replace(".base_layer", ""): p for n, p in model.named_parameters() if n.endswith(".weight") and ".lora_" not in n}
+
+
+def check_xl(name, components):
+    peft = load_file(f"{FOLDER}/xl_peft.safetensors")
+    expected = {k.removesuffix(".lora_A.weight"): peft[k.replace("lora_A", "lora_B")] @ peft[k] for k in peft if ".lora_A." in k}
+    expected = {k: v for k, v in expected.items() if k.split(".")[0] in components}
+    pipe = small_xl()
+    before = {c: {n: p.clone() for n, p in plain_names(getattr(pipe, c)).items()} for c in components}
+    # diffusers does not read kohya's names of text encoder layers.
+    weights = {k: v for k, v in load_file(f"{FOLDER}/{name}").items() if not k.startswith("lora_te")}
+    pipe.load_lora_weights(weights)
+    pipe.fuse_lora(components=components)
+    left = dict(expected)
+    for component, originals in before.items():
+        for path, weight in plain_names(getattr(pipe, component)).items():
+            module = f"{component}.{path}"
+            update = left.pop(module, None) if component == "unet" else left.pop(module, left.pop(f"{component}.text_model.{path}", None))
+            moved = weight - originals[path]
+            if update is None:
+                assert moved.abs().max() == 0, module
+            else:
+                assert update.abs().max() > 1e-2 and error(moved, update) < 1e-4, (module, error(moved, update))
+    assert not left, left.keys()
+    print(f"{name}: all {len(expected)} modules of a small SDXL pipeline changed as they should, and nothing else")
+
+
+def applied():
+    def with_adapters():
+        pipe = pipeline()
+        pipe.load_lora_weights(FOLDER, weight_name="pytorch_lora_weights.safetensors", adapter_name="subject")
+        pipe.load_lora_weights(FOLDER, weight_name="convolutions.safetensors", adapter_name="convolutions")
+        pipe.set_adapters(["subject", "convolutions"], [0.7, -0.5])
+        return pipe
+
+    found = outputs(with_adapters())
+    base = outputs(pipeline())
+    pipe = with_adapters()
+    pipe.fuse_lora(adapter_names=["subject", "convolutions"])
+    results = {f"input.{k}": v for k, v in inputs().items()} | {f"output.{k}": v for k, v in found.items()}
+    plain = pipeline()
+    for component in ("unet", "text_encoder"):
+        print(f"adapters: {component} moves by {error(found[component], base[component]):.1e}")
+        before = plain_names(getattr(plain, component))
+        changed = 0
+        for path, weight in plain_names(getattr(pipe, component)).items():
+            if not torch.equal(weight, before[path]):
+                results[f"{component}.{path}.weight"] = weight.detach().clone()
+                changed += 1
+        print(f"fused: {changed} weights of {component}")
+    save_file(results, f"{FOLDER}/applied.safetensors")
+
+
 def main():
     check("peft", load_file(f"{FOLDER}/pytorch_lora_weights.safetensors"), ["unet", "text_encoder"])
     kohya = load_file(f"{FOLDER}/kohya_lora_weights.safetensors")
     check("kohya, UNet", {k: v for k, v in kohya.items() if k.startswith("lora_unet_")}, ["unet"])
+    check("diffusers", FOLDER + "/converted.safetensors", ["unet", "text_encoder"])
+    check_xl("xl_peft.safetensors", ["unet", "text_encoder", "text_encoder_2"])
+    check_xl("xl_kohya.safetensors", ["unet"])
+    applied()
     save_as_diffusers()
 
 
-main()
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import { interruptible } from './interrupt.js';
 import {
   choiceOption,
   flagOption,
+  loraOption,
   numberOption,
   predictionTypeOption,
   repeatedOption,
@@ -53,6 +54,7 @@ export function createGenerateCommand(
     )
     .addOption(flagOption('--offline', 'Open no connection: a model of the hub has to be on this machine'))
     .addOption(predictionTypeOption())
+    .addOption(loraOption('A LoRA to draw with; may be given several times, each with a weight (default: 1)'))
     .addOption(repeatedOption('--prompt <text>', 'What to draw; may be given several times'))
     .addOption(textOption('--output, --output-dir <dir>', 'Folder for the pictures'))
     .addOption(wholeOption('--num-images <n>', 'Pictures of each prompt (default: 1)', { atLeast: 1 }))
@@ -102,6 +104,7 @@ const optionNames: Readonly<Record<string, keyof GenerateOptions>> = {
   pretrainedModelNameOrPath: 'model',
   outputDir: 'output',
   prompt: 'prompts',
+  lora: 'loras',
 };
 
 function generateOptions(flags: Readonly<Record<string, unknown>>): GenerateOptions {

@@ -80,6 +80,19 @@ export function flagOption(flag: string, description: string): Option {
   return new Option(flag, description);
 }
 
+/** LoRA files, each with a weight after a colon if it is not 1: `style.safetensors:0.8`. */
+export function loraOption(description: string): Option {
+  const option = described('--lora <file[:weight]>', description);
+  return option.argParser((value: string, previous: unknown) => {
+    requireText(option, value);
+    const [, file, weight] = /^(.+):([^:/\\]*)$/.exec(value) ?? [];
+    // A colon that no number follows is part of the name.
+    const weighted = file !== undefined && decimal.test(weight!);
+    const choice = weighted ? { file, weight: Number(weight) } : { file: value };
+    return [...(Array.isArray(previous) ? previous : []), choice];
+  });
+}
+
 /** What the denoiser predicts, for models that do not say it. */
 export function predictionTypeOption(): Option {
   return choiceOption(

@@ -11,7 +11,9 @@ import {
   prefixLength,
   type SafetensorsContents,
   type SafetensorsHeader,
+  streamSafetensors,
   type TensorEntry,
+  type TensorStream,
   tensorFromBytes,
 } from './safetensors.js';
 
@@ -35,12 +37,20 @@ const readFailures: Readonly<Record<string, string>> = {
   EIO: 'the disk reports an input/output error',
 };
 
+/** Endings of Python's pickles, which run code when they are opened. */
+const pickle = /\.(ckpt|pt|pth|bin|pkl)$/i;
+
 /**
  * Reads and checks the header of a safetensors file; its tensors stay on disk.
  *
- * @throws ModelError when the file cannot be read or is malformed.
+ * @throws ModelError when the file cannot be read or is malformed, or is a pickle by its name.
  */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
+  if (pickle.test(path)) {
+    throw new ModelError(
+      `${path} is a pickle file: such files can run code when they are opened, so they are never read. Get the same as a .safetensors file.`,
+    );
+  }
   return reading(path, async (handle) => {
     const { size } = await handle.stat();
     const prefix = await readBytes(handle, 0, Math.min(prefixLength, size), path);
@@ -66,6 +76,17 @@ export async function readEntry(file: SafetensorsFile, entry: TensorEntry): Prom
   return reading(file.path, (handle) => readEntryFrom(handle, entry, file.path));
 }
 
+/** The bytes that an entry stands for, a few megabytes at a time. */
+export async function* readEntryPieces(
+  file: SafetensorsFile,
+  entry: TensorEntry,
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  for (let done = 0; done < entry.byteLength; done += pieceLength) {
+    const length = Math.min(pieceLength, entry.byteLength - done);
+    yield await reading(file.path, (handle) => readBytes(handle, entry.offset + done, length, file.path));
+  }
+}
+
 /** Reads a whole file into memory: all its tensors, and its metadata. */
 export async function readSafetensorsFile(path: string): Promise<SafetensorsContents> {
   const file = await openSafetensors(path);
@@ -84,6 +105,15 @@ export async function writeSafetensorsFile(
   metadata?: ReadonlyMap<string, string>,
 ): Promise<void> {
   await writeFileAtomic(path, encodeSafetensors(tensors, metadata));
+}
+
+/** Writes tensors that are made or read one after the other as a safetensors file, whole or not at all. */
+export async function writeTensorStreams(
+  path: string,
+  tensors: readonly TensorStream[],
+  metadata: ReadonlyMap<string, string> = new Map(),
+): Promise<void> {
+  await writeFileAtomic(path, streamSafetensors(tensors, metadata));
 }
 
 /**

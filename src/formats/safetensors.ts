@@ -161,6 +161,45 @@ export function encodeSafetensors(
   return [encodeHeader(header), ...pieces];
 }
 
+/** A tensor whose bytes are made or read when their turn in a file comes. */
+export interface TensorStream {
+  readonly name: string;
+  readonly dtype: DType;
+  readonly shape: Shape;
+  /** All of its bytes, in pieces of any size. */
+  bytes(): AsyncIterable<Uint8Array>;
+}
+
+/**
+ * Encodes tensors as the pieces of a file, in the order given, holding no more than one piece in memory.
+ *
+ * @throws Error when a tensor's pieces are more or fewer bytes than its shape says.
+ */
+export async function* streamSafetensors(
+  tensors: readonly TensorStream[],
+  metadata: ReadonlyMap<string, string>,
+): AsyncGenerator<Uint8Array> {
+  const header = new Map<string, Json>();
+  if (metadata.size > 0) {
+    header.set('__metadata__', Object.fromEntries([...metadata].sort(([a], [b]) => compare(a, b))));
+  }
+  let position = 0;
+  for (const { name, dtype, shape } of tensors) {
+    const end = position + elementCount(shape) * bytesPerElement[dtype];
+    header.set(name, { dtype: nameOfDtype.get(dtype)!, shape, data_offsets: [position, end] });
+    position = end;
+  }
+  yield encodeHeader(header);
+  for (const { name, dtype, shape, bytes } of tensors) {
+    let left = elementCount(shape) * bytesPerElement[dtype];
+    for await (const piece of bytes()) {
+      left -= piece.byteLength;
+      yield piece;
+    }
+    if (left !== 0) throw new Error(`internal: ${name} is ${-left} bytes longer than its shape says`);
+  }
+}
+
 /**
  * The index of the first element that is infinite or not a number, or -1. Integers and booleans are always finite.
  *

@@ -136,7 +136,7 @@ function withOrWithoutPrefix(scope: Scope): Scope {
   return new Scope(
     {
       parameter: (name, shape, init) => source.parameter(stored(name), shape, init),
-      lora: (name, inFeatures, outFeatures) => source.lora?.(name, inFeatures, outFeatures),
+      lora: (name, weight) => source.lora?.(name, weight),
     },
     prefixed.path,
   );

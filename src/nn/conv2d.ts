@@ -1,6 +1,7 @@
 import { conv2d as convolve } from '../onnx/conv.js';
 import type { Value } from '../onnx/graph.js';
 import { winogradConv2d } from '../onnx/winograd.js';
+import { addConvLora } from './lora.js';
 import type { Initializer, Scope } from './parameters.js';
 
 export interface Conv2dOptions {
@@ -14,15 +15,19 @@ export interface Conv2dOptions {
   readonly padding?: number | readonly [number, number, number, number];
 }
 
-/** Convolution with `weight` [out, in, kernel, kernel] and `bias` [out]; [B, in, H, W] -> [B, out, H', W']. */
+/** Convolution with `weight` [out, in, kernel, kernel] and `bias` [out]; [B, in, H, W] -> [B, out, H', W']. Adds the layer's LoRA update if it has one. */
 export function conv2d(scope: Scope, x: Value, options: Conv2dOptions): Value {
   const { kernel, stride = 1, padding = 0 } = options;
   const init: Initializer = { kind: 'uniform', bound: 1 / Math.sqrt(options.in * kernel * kernel) };
-  const weight = scope.parameter('weight', [options.out, options.in, kernel, kernel], init);
+  const shape = [options.out, options.in, kernel, kernel];
+  const weight = scope.parameter('weight', shape, init);
   const bias = scope.parameter('bias', [options.out], init);
-  return kernel === 3 && stride === 1 && padding === 1 && isLarge(x, weight)
-    ? winogradConv2d(x, weight, bias)
-    : convolve(x, weight, bias, { stride, padding });
+  const y =
+    kernel === 3 && stride === 1 && padding === 1 && isLarge(x, weight)
+      ? winogradConv2d(x, weight, bias)
+      : convolve(x, weight, bias, { stride, padding });
+  const lora = scope.lora(shape);
+  return lora ? addConvLora(y, x, lora, { stride, padding }) : y;
 }
 
 /**

@@ -23,7 +23,7 @@ export function linear(scope: Scope, x: Value, options: LinearOptions): Value {
     (options.bias ?? true) ? scope.parameter('bias', [outFeatures], options.biasInit ?? byFanIn) : undefined;
   const rows = x.shape.length === 2 ? x : reshape(x, [-1, inFeatures]); // [N, in]
   const product = gemm(rows, weight, { transB: true, ...(bias && { c: bias }) }); // [N, out]
-  const lora = scope.lora(inFeatures, outFeatures);
+  const lora = scope.lora([outFeatures, inFeatures]);
   const y = lora ? addLora(product, rows, lora) : product;
   return x.shape.length === 2 ? y : reshape(y, [...x.shape.slice(0, -1), outFeatures]);
 }

@@ -1,3 +1,5 @@
+import { type ConvOptions, conv2d } from '../onnx/conv.js';
+import { add, mul } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
 import type { Shape } from '../tensor/tensor.js';
@@ -13,6 +15,17 @@ import {
 export function addLora(y: Value, x: Value, { down, up, scale }: LoraFactors): Value {
   const narrow = gemm(x, down, { transB: true }); // [N, rank]
   return gemm(narrow, up, { transB: true, alpha: scale, c: y }); // [N, out]
+}
+
+/** y + scale * up(down(x)) for a convolution: `down` has its kernel, stride and padding, `up` is 1x1. */
+export function addConvLora(
+  y: Value,
+  x: Value,
+  { down, up, scale }: LoraFactors,
+  options: ConvOptions,
+): Value {
+  const update = conv2d(conv2d(x, down, undefined, options), up); // [B, rank, H', W'] -> [B, out, H', W']
+  return add(y, scale === 1 ? update : mul(update, scale));
 }
 
 export interface LoraOptions {
@@ -60,9 +73,10 @@ export class LoraParameters implements ParameterSource {
     return this.#base.has?.(path) ?? false;
   }
 
-  lora(path: string, inFeatures: number, outFeatures: number): LoraFactors | undefined {
+  lora(path: string, weight: Shape): LoraFactors | undefined {
     const { rank, alpha, targets } = this.#options;
-    if (!targets(path)) return this.#base.lora?.(path, inFeatures, outFeatures);
+    const [outFeatures, inFeatures] = weight as [number, number];
+    if (!targets(path)) return this.#base.lora?.(path, weight);
     return {
       down: this.#factors.parameter(`${path}.lora_A.weight`, [rank, inFeatures], {
         kind: 'uniform',
@@ -72,4 +86,59 @@ export class LoraParameters implements ParameterSource {
       scale: alpha / rank,
     };
   }
+}
+
+/** The shapes of one layer's two factors. */
+export interface FactorShapes {
+  readonly down: Shape;
+  readonly up: Shape;
+}
+
+/**
+ * Adds low-rank updates that do not train to the parameters of another source, for linear layers and convolutions alike. The factors, with their scale in `up`, are
+ * inputs of the graph, named as `fixedLoraInputs` says.
+ */
+export class FixedLora implements ParameterSource {
+  readonly #values = new Map<string, LoraFactors>();
+
+  /**
+   * @param modules the layers that are updated, by component and module path.
+   * @param component the name before the module paths of this source, and in the names of the inputs.
+   */
+  constructor(
+    private readonly base: ParameterSource,
+    private readonly graph: Graph,
+    private readonly modules: ReadonlyMap<string, FactorShapes>,
+    private readonly component: string,
+  ) {}
+
+  parameter(path: string, shape: Shape, init: Initializer): Value {
+    return this.base.parameter(path, shape, init);
+  }
+
+  has(path: string): boolean {
+    return this.base.has?.(path) ?? false;
+  }
+
+  lora(path: string): LoraFactors | undefined {
+    const module = `${this.component}.${path}`;
+    const shapes = this.modules.get(module);
+    if (shapes === undefined) return undefined;
+    let factors = this.#values.get(path);
+    if (factors === undefined) {
+      const names = fixedLoraInputs(module);
+      factors = {
+        down: this.graph.input(names.down, 'float32', shapes.down),
+        up: this.graph.input(names.up, 'float32', shapes.up),
+        scale: 1,
+      };
+      this.#values.set(path, factors);
+    }
+    return factors;
+  }
+}
+
+/** The names of the graph inputs that take the factors of a layer. */
+export function fixedLoraInputs(module: string): { readonly down: string; readonly up: string } {
+  return { down: `${module}.lora.down`, up: `${module}.lora.up` };
 }

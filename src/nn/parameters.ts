@@ -8,11 +8,11 @@ export type Initializer =
   | { readonly kind: 'normal'; readonly std: number }
   | { readonly kind: 'uniform'; readonly bound: number };
 
-/** The two factors of a low-rank update of a linear layer: y += scale * up(down(x)). */
+/** The two factors of a low-rank update of a layer: y += scale * up(down(x)). */
 export interface LoraFactors {
-  /** [rank, in] */
+  /** [rank, in]; of a convolution [rank, in, height, width] */
   readonly down: Value;
-  /** [out, rank] */
+  /** [out, rank]; of a convolution [out, rank, 1, 1] */
   readonly up: Value;
   readonly scale: number;
 }
@@ -23,8 +23,8 @@ export interface ParameterSource {
   parameter(path: string, shape: Shape, init: Initializer): Value;
   /** Whether a checkpoint holds this name. Sources without names of their own leave it out; models then use the current names. */
   has?(path: string): boolean;
-  /** The low-rank update of the linear layer at `path`, when there is one. */
-  lora?(path: string, inFeatures: number, outFeatures: number): LoraFactors | undefined;
+  /** The low-rank update of the layer at `path`, whose weight has this shape, when there is one. */
+  lora?(path: string, weight: Shape): LoraFactors | undefined;
 }
 
 /** A place in a model's tree of parameters, for example `down_blocks.0.resnets.1`. */
@@ -51,8 +51,8 @@ export class Scope {
     return this.source.has?.(this.#join([name])) ?? false;
   }
 
-  lora(inFeatures: number, outFeatures: number): LoraFactors | undefined {
-    return this.source.lora?.(this.path, inFeatures, outFeatures);
+  lora(weight: Shape): LoraFactors | undefined {
+    return this.source.lora?.(this.path, weight);
   }
 
   #join(segments: readonly (string | number)[]): string {

@@ -1,13 +1,7 @@
 import { join } from 'node:path';
 import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
-import {
-  kohyaMetadata,
-  kohyaTensors,
-  type Lora,
-  type LoraDescription,
-  parseLora,
-  peftTensors,
-} from './lora.js';
+import type { Lora } from './lora.js';
+import { kohyaContents, type LoraDescription, parseLora, peftContents } from './lora-formats.js';
 
 /** The file that diffusers' `load_lora_weights` looks for. */
 export const peftFileName = 'pytorch_lora_weights.safetensors';
@@ -21,11 +15,12 @@ export async function writeLoraFiles(
   lora: Lora,
   description: LoraDescription,
 ): Promise<string[]> {
-  const peft = join(folder, peftFileName);
-  const kohya = join(folder, kohyaFileName);
-  await writeSafetensorsFile(peft, peftTensors(lora), new Map([['format', 'pt']]));
-  await writeSafetensorsFile(kohya, kohyaTensors(lora, description.base), kohyaMetadata(lora, description));
-  return [peft, kohya];
+  const files = [
+    [join(folder, peftFileName), peftContents(lora)],
+    [join(folder, kohyaFileName), kohyaContents(lora, description)],
+  ] as const;
+  for (const [path, { tensors, metadata }] of files) await writeSafetensorsFile(path, tensors, metadata);
+  return files.map(([path]) => path);
 }
 
 /** Reads a LoRA file in any of the usual spellings; see `parseLora`. */

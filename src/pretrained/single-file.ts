@@ -58,11 +58,6 @@ const VELOCITY_DEVIATION = 0.09;
  * @throws ModelError when the file cannot be read, or says what the file is when it is no such checkpoint.
  */
 export async function readSingleFile(path: string, prediction?: PredictionType): Promise<SingleFile> {
-  if (/\.(ckpt|pt|pth|bin|pkl)$/i.test(path)) {
-    throw new ModelError(
-      `${path} is a pickle file: such files can run code when they are opened, so they are never read. Get the same model as a .safetensors file.`,
-    );
-  }
   const file = await openSafetensors(path);
   const family = detectFamily(file);
   const weights = familyWeights(file, family);

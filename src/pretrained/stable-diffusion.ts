@@ -16,13 +16,14 @@ import {
   type UNet2DConditionConfig,
   unet2DCondition,
 } from '../models/unet-2d-condition.js';
-import { type LoraOptions, LoraParameters } from '../nn/lora.js';
+import { FixedLora, type LoraOptions, LoraParameters } from '../nn/lora.js';
 import { type ParameterSource, type ParameterSpec, Scope } from '../nn/parameters.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { Graph as NewGraph } from '../onnx/graph.js';
 import { concat } from '../onnx/movement.js';
-import { int64, type Tensor } from '../tensor/tensor.js';
+import { int64, type Shape, type Tensor } from '../tensor/tensor.js';
 import type { ModelFamily, PredictionType } from './architectures.js';
+import { type AppliedLora, fittedLora, type Lora } from './lora.js';
 import type { ModelFolder } from './model-folder.js';
 import { openModel } from './open-model.js';
 import {
@@ -32,7 +33,15 @@ import {
   type TextNetwork,
 } from './pipeline-kind.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
-import { assertFiniteWeights, openWeights, type Variant, type WeightSet, weightSource } from './weights.js';
+import { weightShape } from './weight.js';
+import {
+  assertFiniteWeights,
+  layerWeight,
+  openWeights,
+  type Variant,
+  type WeightSet,
+  weightSource,
+} from './weights.js';
 import { digestWeights } from './weights-digest.js';
 
 /** The layers that get a low-rank update: the attention projections of the denoiser and, if asked for, of the text encoders. */
@@ -85,7 +94,7 @@ interface TextEncoder extends TextNetwork {
 }
 
 export interface DenoiserOptions {
-  readonly lora?: LoraSettings | undefined;
+  readonly lora?: LoraSettings | AppliedLora | undefined;
   readonly gradientCheckpointing?: boolean;
   /** The low-rank factors of a denoiser that is in the graph already, to be shared with it. */
   readonly factors?: ReadonlyMap<string, Value>;
@@ -209,8 +218,8 @@ export class StableDiffusion {
   }
 
   /** Adds inputs for the tokens of B prompts, named as `tokenize` names them, and gives the embedding of those prompts. */
-  textEncoder(graph: Graph, batch: number, lora?: LoraSettings): Adapted<TextEmbedding<Value>> {
-    const adapted = lora?.textEncoder ? lora : undefined;
+  textEncoder(graph: Graph, batch: number, lora?: LoraSettings | AppliedLora): Adapted<TextEmbedding<Value>> {
+    const adapted = lora && ('modules' in lora || lora.textEncoder) ? lora : undefined;
     const parts = this.textEncoders.map(({ role, weights, embed }) => {
       const tokens = graph.input(role.tokens, 'int64', [batch, this.promptLength]);
       return this.#adapt(graph, weights, textTargets, adapted, (scope) => embed(scope, tokens));
@@ -278,6 +287,16 @@ export class StableDiffusion {
     return decodeLatents(new Scope(weightSource(graph, this.weights.vae)), this.vaeConfig, latents);
   }
 
+  /**
+   * A LoRA whose factors have the shapes of this model's layers.
+   *
+   * @param file the name that errors give.
+   * @throws ModelError when it was made for another model, saying which.
+   */
+  fitLora(lora: Lora, file: string): Lora {
+    return fittedLora(lora, (module) => this.#weightShape(module), this.family, file);
+  }
+
   /** The low-rank factors that these settings give this model, without building more than shapes. */
   loraSpecs(settings: LoraSettings): ParameterSpec[] {
     const graph = new NewGraph('shapes');
@@ -295,6 +314,12 @@ export class StableDiffusion {
     return [...unet, ...text];
   }
 
+  #weightShape(module: string): Shape | undefined {
+    const sets = [this.weights.unet, ...this.textEncoders.map((e) => e.weights)];
+    const weight = layerWeight(sets, module);
+    return weight && weightShape(weight);
+  }
+
   #embeddingInputs(graph: Graph, batch: number): TextEmbedding<Value> {
     const { crossAttentionDim, added } = this.unetConfig;
     const condition = graph.input('condition', 'float32', [batch, this.promptLength, crossAttentionDim]);
@@ -306,12 +331,18 @@ export class StableDiffusion {
     graph: Graph,
     weights: WeightSet,
     targets: RegExp,
-    lora: LoraSettings | undefined,
+    lora: LoraSettings | AppliedLora | undefined,
     build: (scope: Scope) => T,
     factors?: ReadonlyMap<string, Value>,
   ): Adapted<T> {
     const base: ParameterSource = weightSource(graph, weights);
-    if (!lora) return { result: build(new Scope(base)), factors: new Map(), specs: [] };
+    const frozen = (source: ParameterSource): Adapted<T> => ({
+      result: build(new Scope(source)),
+      factors: new Map(),
+      specs: [],
+    });
+    if (!lora) return frozen(base);
+    if ('modules' in lora) return frozen(new FixedLora(base, graph, lora.modules, weights.component));
     const options: LoraOptions = {
       rank: lora.rank,
       alpha: lora.alpha,

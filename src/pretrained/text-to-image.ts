@@ -8,6 +8,7 @@ import { Graph } from '../onnx/graph.js';
 import { batchRows, concatRows } from '../tensor/rows.js';
 import { full, type Tensor, zeros } from '../tensor/tensor.js';
 import { TorchRandom } from '../tensor/torch-random.js';
+import type { AppliedLora } from './lora.js';
 import { pictureBytes } from './picture-bytes.js';
 import type { TextEmbedding } from './pipeline-kind.js';
 import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
@@ -17,8 +18,8 @@ export interface TextToImageOptions {
   readonly resolution?: number;
   /** Pictures drawn at once. Default: `drawnAtOnce`. */
   readonly batchSize?: number;
-  /** Read low-rank factors of this shape from the state given to `draw`. */
-  readonly lora?: LoraSettings;
+  /** Read low-rank factors of this shape, or those of a finished LoRA, from the state given to `draw`. */
+  readonly lora?: LoraSettings | AppliedLora;
 }
 
 export interface DrawingRequest {

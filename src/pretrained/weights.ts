@@ -131,6 +131,17 @@ export function readWeight(set: WeightSet, name: string): Promise<Tensor> {
   return readWeightTensor(find(set, name));
 }
 
+/**
+ * The weight of the layer that a LoRA file calls by this path, with its component; undefined where there is no such layer. Files name the text encoders' layers
+ * below `text_model`, a level that some checkpoints leave out.
+ */
+export function layerWeight(sets: readonly WeightSet[], module: string): Weight | undefined {
+  const dot = module.indexOf('.');
+  const set = sets.find((s) => s.component === module.slice(0, dot));
+  const name = `${module.slice(dot + 1)}.weight`;
+  return set?.weights.get(name) ?? set?.weights.get(name.replace(/^text_model\./, ''));
+}
+
 /** A source of parameters that knows which of a checkpoint's tensors nobody has asked for. */
 export interface WeightSource extends ParameterSource {
   has(path: string): boolean;

@@ -34,16 +34,36 @@ export function halfValue(bits: number): number {
 
 /** float32 values as binary16 bit patterns. */
 export function encodeHalf(values: Float32Array): Uint16Array {
-  return Uint16Array.from(values, halfBits);
+  const bits = new Uint16Array(values.length);
+  for (let i = 0; i < values.length; i++) bits[i] = halfBits(values[i]!);
+  return bits;
 }
+
+let halfValues: Float32Array | undefined;
 
 /** binary16 bit patterns as float32 values, exactly. */
 export function decodeHalf(bits: Uint16Array): Float32Array {
-  return Float32Array.from(bits, halfValue);
+  halfValues ??= Float32Array.from({ length: 65536 }, (_, i) => halfValue(i));
+  const values = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) values[i] = halfValues[bits[i]!]!;
+  return values;
 }
 
 /** bfloat16 bit patterns (the upper half of a float32) as float32 values, exactly. */
 export function decodeBfloat16(bits: Uint16Array): Float32Array {
   const words = Uint32Array.from(bits, (b) => b << 16);
   return new Float32Array(words.buffer);
+}
+
+/** float32 values as bfloat16 bit patterns, rounded to nearest even. */
+export function encodeBfloat16(values: Float32Array): Uint16Array {
+  const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const bits = new Uint16Array(values.length);
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i]!;
+    // A NaN must stay one, whatever rounding would carry.
+    const isNaN = (word & 0x7fffffff) > 0x7f800000;
+    bits[i] = isNaN ? (word >>> 16) | 0x40 : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+  }
+  return bits;
 }

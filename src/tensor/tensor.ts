@@ -1,5 +1,5 @@
 import type { DType, StorageOf } from './dtype.js';
-import { decodeBfloat16, decodeHalf } from './half.js';
+import { decodeBfloat16, decodeHalf, encodeBfloat16, encodeHalf } from './half.js';
 
 export type Shape = readonly number[];
 
@@ -56,4 +56,10 @@ export function toFloat32(t: Tensor): Tensor<'float32'> {
     default:
       return float32(shape, Float32Array.from(t.data as Int32Array | Uint8Array));
   }
+}
+
+/** 32-bit floats in another floating-point type, rounded to nearest even. */
+export function fromFloat32(t: Tensor<'float32'>, dtype: 'float32' | 'float16' | 'bfloat16'): Tensor {
+  if (dtype === 'float32') return t;
+  return tensor(dtype, t.shape, dtype === 'float16' ? encodeHalf(t.data) : encodeBfloat16(t.data));
 }

@@ -12,6 +12,7 @@ import { isObject, type Json } from '../formats/json-config.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
 import { emaName } from '../optim/ema.js';
 import { type PredictionType, predictionTypes } from '../pretrained/architectures.js';
+import { type AppliedLora, appliedLora, loraFromFactors, type WeightedLora } from '../pretrained/lora.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { drawnAtOnce, TextToImage } from '../pretrained/text-to-image.js';
 import type { Variant } from '../pretrained/weights.js';
@@ -21,12 +22,15 @@ import type { TrainingListener } from '../training/events.js';
 import { latestCheckpoint, readRunConfig, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { Cleanup } from './cleanup.js';
+import { type LoraChoice, readLoras } from './lora-choice.js';
 import { ownEngine } from './own-engine.js';
 
 /** Without a `model`, the run's own is taken; with one, it stands in for it, which helps where a folder has moved. */
 export interface GenerateOptions extends BaseModelOptions {
   /** A run folder: its model and what it learnt. */
   readonly run?: string;
+  /** LoRA files to draw with, of any tool, one on top of the other and of what the run learnt. */
+  readonly loras?: readonly LoraChoice[];
   readonly prompts: readonly string[];
   /** Pictures of each prompt. Default 1. */
   readonly numImages?: number;
@@ -101,6 +105,7 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
       }
     }
   }
+  const applied = await chosenLora(model, learnt, options);
   const first = await prepareFolder(output);
   return Cleanup.after(async (cleanup) => {
     const engine = options.engine ?? ownEngine(cleanup, options);
@@ -111,10 +116,10 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
       await TextToImage.create(model, engine, {
         resolution,
         batchSize: Math.min(drawnAtOnce(resolution), requests.length),
-        ...(learnt ? { lora: learnt.lora } : {}),
+        ...(applied && { lora: applied }),
       }),
     );
-    const state = learnt && cleanup.release(await engine.state(learnt.factors));
+    const state = applied && cleanup.release(await engine.state(applied.state));
     const paths: string[] = [];
     const steps = options.steps ?? DEFAULT_STEPS;
     const total = Math.ceil(requests.length / drawer.batch) * steps;
@@ -144,6 +149,21 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
 }
 
 const DEFAULT_STEPS = 30;
+
+/** What the run learnt and the files together; undefined where there is neither. */
+async function chosenLora(
+  model: StableDiffusion,
+  learnt: Learnt | undefined,
+  { run, loras = [] }: GenerateOptions,
+): Promise<AppliedLora | undefined> {
+  const parts: WeightedLora[] = [];
+  if (learnt !== undefined) {
+    const lora = loraFromFactors(learnt.factors, learnt.lora.alpha);
+    parts.push({ lora: model.fitLora(lora, run!), weight: 1 });
+  }
+  parts.push(...(await readLoras(loras, (lora, file) => model.fitLora(lora, file))));
+  return parts.length === 0 ? undefined : appliedLora(parts);
+}
 
 /** @throws ModelError when what was learnt was learnt on another model. */
 export function requireFitting(model: StableDiffusion, learnt: Learnt, run: string): void {

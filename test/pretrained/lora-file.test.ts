@@ -3,18 +3,17 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { sampleDescription, sampleLora } from '../../scripts/goldens/lora.js';
+import { sampleDescription, sampleLora, xlLora } from '../../scripts/goldens/lora.js';
 import { ModelError } from '../../src/errors.js';
 import { readSafetensorsFile } from '../../src/formats/safetensors-file.js';
-import {
-  kohyaMetadata,
-  kohyaTensors,
-  type Lora,
-  loraFromFactors,
-  parseLora,
-  peftTensors,
-} from '../../src/pretrained/lora.js';
+import { type Lora, loraFamily, loraFromFactors } from '../../src/pretrained/lora.js';
 import { kohyaFileName, peftFileName, readLoraFile, writeLoraFiles } from '../../src/pretrained/lora-file.js';
+import {
+  diffusersContents,
+  kohyaContents,
+  parseLora,
+  peftContents,
+} from '../../src/pretrained/lora-formats.js';
 import { float32, type Tensor } from '../../src/tensor/tensor.js';
 import { goldenPath } from '../goldens.js';
 import { temporaryFolder } from '../temporary-folder.js';
@@ -56,6 +55,37 @@ test('kohya keeps factors and alpha; PEFT keeps the update', async () => {
   assert.equal(peft.size, sampleLora().size);
 });
 
+test('PEFT files note the alpha that is folded in', async () => {
+  const peft = await readLoraFile(golden(peftFileName));
+  assert.deepEqual(new Set([...peft.values()].map((m) => m.alpha)), new Set([3]));
+  const mixed: Lora = new Map([
+    ['unet.a', { down, up, alpha: 1 }],
+    ['unet.b', { down, up, alpha: 2 }],
+  ]);
+  const { tensors, metadata } = peftContents(mixed);
+  assert.deepEqual(
+    tensors.get('unet.a.lora_B.weight')!.data,
+    up.data.map((v) => v / 2),
+  );
+  assert.deepEqual(parse(tensors, [...metadata]), mixed);
+});
+
+test('the file that diffusers was seen to load exactly in its own format is what we write', async () => {
+  const { tensors, metadata } = diffusersContents(sampleLora());
+  const file = await readSafetensorsFile(golden('converted.safetensors'));
+  assert.deepEqual(new Map([...file.tensors].sort()), new Map([...tensors].sort()));
+  assert.deepEqual(new Map([...file.metadata].sort()), new Map([...metadata].sort()));
+  assert.deepEqual(sorted(await readLoraFile(golden('converted.safetensors'))), sorted(sampleLora()));
+});
+
+test('SDXL files, which diffusers was seen to load exactly, hold what they were made of', async () => {
+  const kohya = await readSafetensorsFile(golden('xl_kohya.safetensors'));
+  assert.ok(kohya.tensors.has('lora_unet_input_blocks_5_1_transformer_blocks_1_attn1_to_q.lora_down.weight'));
+  assert.ok(kohya.tensors.has('lora_te2_text_model_encoder_layers_1_self_attn_v_proj.alpha'));
+  assert.deepEqual(sorted(await readLoraFile(golden('xl_kohya.safetensors'))), sorted(xlLora()));
+  assert.equal(loraFamily(xlLora()), 'stable-diffusion-xl-v1-base');
+});
+
 test('a file saved by diffusers, with the alphas in its header, reads as what it was made of', async () => {
   assert.deepEqual(sorted(await readLoraFile(golden('diffusers.safetensors'))), sorted(sampleLora()));
 });
@@ -63,13 +93,13 @@ test('a file saved by diffusers, with the alphas in its header, reads as what it
 test('keys are literally those that the loaders look for', () => {
   const lora = sampleLora();
   const attention = 'down_blocks.0.attentions.0.transformer_blocks.0.attn1';
-  const peft = peftTensors(lora);
+  const peft = peftContents(lora).tensors;
   assert.deepEqual(peft.get(`unet.${attention}.to_k.lora_A.weight`)?.shape, [2, 8]);
   assert.deepEqual(
     peft.get('text_encoder.text_model.encoder.layers.1.self_attn.k_proj.lora_B.weight')?.shape,
     [16, 2],
   );
-  const kohya = kohyaTensors(lora, 'stable-diffusion-v1');
+  const kohya = kohyaContents(lora, sampleDescription).tensors;
   const unet = `lora_unet_${attention.replaceAll('.', '_')}_to_out_0`;
   assert.deepEqual(kohya.get(`${unet}.alpha`), float32([], [3]));
   assert.deepEqual(
@@ -103,7 +133,7 @@ test('the kohya header names rank, alpha, base and picture size', async () => {
     Object.fromEntries([...metadata].sort()),
     Object.fromEntries(Object.entries(expected).sort()),
   );
-  const second = kohyaMetadata(sampleLora(), {
+  const { metadata: second } = kohyaContents(sampleLora(), {
     title: 't',
     base: 'stable-diffusion-v2',
     prediction: 'v_prediction',
@@ -131,9 +161,10 @@ test('ranks and alphas that differ from layer to layer survive', () => {
       { down: float32([1, 1, 1, 1], [2]), up: float32([1, 1, 1, 1], [3]), alpha: 1 },
     ],
   ]);
-  assert.deepEqual(parse(kohyaTensors(lora, 'stable-diffusion-v1')), lora);
-  assert.deepEqual(updates(parse(peftTensors(lora))), updates(lora));
-  assert.equal(kohyaMetadata(lora, sampleDescription).get('ss_network_dim'), 'Dynamic');
+  const kohya = kohyaContents(lora, sampleDescription);
+  assert.deepEqual(parse(kohya.tensors), lora);
+  assert.deepEqual(updates(parse(peftContents(lora).tensors)), updates(lora));
+  assert.equal(kohya.metadata.get('ss_network_dim'), 'Dynamic');
 });
 
 const down = float32([2, 3], [1, 2, 3, 4, 5, 6]);
@@ -254,6 +285,38 @@ const bad: readonly { what: string; tensors: [string, Tensor][]; message: RegExp
       ['unet.a.lora.down.weight', down],
     ],
     message: /two tensors for down of unet\.a/,
+  },
+  {
+    what: 'rank zero',
+    tensors: [
+      ['unet.a.lora_A.weight', float32([0, 3], [])],
+      ['unet.a.lora_B.weight', float32([1, 0], [])],
+    ],
+    message: /factors of unet\.a are \[0, 3\]/,
+  },
+  {
+    what: 'numbers that are none',
+    tensors: [
+      ['unet.a.lora_A.weight', down],
+      ['unet.a.lora_B.weight', float32([1, 2], [1, Number.NaN])],
+    ],
+    message: /update of unet\.a has a value that is infinite or not a number/,
+  },
+  {
+    what: 'an alpha that is none',
+    tensors: [
+      ['unet.a.lora_A.weight', down],
+      ['unet.a.lora_B.weight', up],
+      ['unet.a.alpha', float32([], [Number.POSITIVE_INFINITY])],
+    ],
+    message: /update of unet\.a has a value that is infinite/,
+  },
+  { what: 'LoKr', tensors: [['lora_unet_x.lokr_w1', down]], message: /is LoKr/ },
+  { what: 'full differences', tensors: [['lora_unet_x.diff', down]], message: /full differences/ },
+  {
+    what: 'Flux',
+    tensors: [['transformer.x.lora_A.weight', down]],
+    message: /LoRA for Flux or Stable Diffusion 3.*supported: LoRA for Stable Diffusion 1, 2 and XL/,
   },
   { what: 'LoHa', tensors: [['lora_unet_x.hada_w1_a', down]], message: /is LoHa/ },
   { what: 'DoRA', tensors: [['unet.a.lora_magnitude_vector', up]], message: /is DoRA/ },

@@ -325,7 +325,7 @@ test('checkpoints that are damaged, or of another kind, are refused by name', as
   };
   const pickle = join(folder, 'v1-5.ckpt');
   await writeFile(pickle, 'PK\u0003\u0004 a zip');
-  await refused(pickle, /is a pickle file.*Get the same model as a \.safetensors file/);
+  await refused(pickle, /is a pickle file.*Get the same as a \.safetensors file/);
   await rename(pickle, join(folder, 'v1-5.safetensors'));
   await refused(join(folder, 'v1-5.safetensors'), /probably a PyTorch pickle under another name/);
 
