@@ -3,9 +3,10 @@
  *
  * - {@link personalise} teaches a model one subject and writes a run folder.
  * - {@link generate} draws pictures with a run, or with a plain model, into files.
+ * - {@link mergeLoras} bakes LoRAs into a copy of a model.
  * - {@link locateModel} finds a model on this machine or downloads it from the Hugging Face hub.
  * - {@link evaluate} scores runs, or pictures from elsewhere, by the rules of a benchmark.
- * - {@link StableDiffusion} opens a model folder; with an engine, {@link TextToImage} draws from it in memory.
+ * - {@link StableDiffusion} opens a model; with an engine, {@link TextToImage} draws from it in memory.
  * - Everything that a caller can mend is thrown as a {@link PortrayalError}; {@link TrainingEvent} is what a listener hears.
  */
 export { type SchedulerName, schedulerNames } from './diffusion/scheduler-config.js';
@@ -58,7 +59,9 @@ export type { MethodInput } from './workflows/evaluation-plan.js';
 export type { EvaluateResult } from './workflows/evaluation-results.js';
 export { readSubjects, type SubjectInput } from './workflows/evaluation-subjects.js';
 export { type GenerateOptions, generate } from './workflows/generate.js';
+export type { LoraChoice } from './workflows/lora-choice.js';
 export type { MemoryEstimate, MemoryPart, MemoryPhase } from './workflows/memory-estimate.js';
+export { type MergeOptions, mergeLoras } from './workflows/merge.js';
 export {
   type PersonaliseSettings,
   type PresetName,

@@ -23,6 +23,7 @@ test('the public API is small, and exactly this', () => {
     'evaluate',
     'generate',
     'locateModel',
+    'mergeLoras',
     'personalise',
     'personaliseDefaults',
     'presets',

@@ -28,6 +28,10 @@ const commands: Readonly<Record<string, CommandEntry>> = {
     summary: 'Score runs, or sets of them, by the rules of a benchmark',
     load: async () => (await import('./evaluate.js')).evaluateCommand,
   },
+  merge: {
+    summary: 'Bake LoRAs into a copy of a model',
+    load: async () => (await import('./merge.js')).mergeCommand,
+  },
   pretrain: {
     summary: 'Train the small base model from nothing, on the synthetic world',
     load: async () => (await import('./pretrain.js')).pretrainCommand,

@@ -24,6 +24,7 @@ import { concat } from '../onnx/movement.js';
 import { int64, type Shape, type Tensor } from '../tensor/tensor.js';
 import type { ModelFamily, PredictionType } from './architectures.js';
 import { type AppliedLora, fittedLora, type Lora } from './lora.js';
+import { modelFamily } from './model-family.js';
 import type { ModelFolder } from './model-folder.js';
 import { openModel } from './open-model.js';
 import {
@@ -197,8 +198,7 @@ export class StableDiffusion {
 
   /** What LoRA files call this kind of model. */
   get family(): ModelFamily {
-    if (this.textEncoders.length > 1) return 'stable-diffusion-xl-v1-base';
-    return this.unetConfig.crossAttentionDim === 1024 ? 'stable-diffusion-v2' : 'stable-diffusion-v1';
+    return modelFamily(this.folder);
   }
 
   /** Token ids of a prompt. @throws InputError when the prompt holds what a vocabulary cannot. */

@@ -62,8 +62,8 @@ export function encodeBfloat16(values: Float32Array): Uint16Array {
   for (let i = 0; i < words.length; i++) {
     const word = words[i]!;
     // A NaN must stay one, whatever rounding would carry.
-    const isNaN = (word & 0x7fffffff) > 0x7f800000;
-    bits[i] = isNaN ? (word >>> 16) | 0x40 : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+    const notANumber = (word & 0x7fffffff) > 0x7f800000;
+    bits[i] = notANumber ? (word >>> 16) | 0x40 : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
   }
   return bits;
 }

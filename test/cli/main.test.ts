@@ -41,7 +41,10 @@ test('the version is that of the package', async () => {
 test('an unknown command or flag ends with 2 and the nearest known one', async () => {
   const cases: [args: string[], message: RegExp][] = [
     [['trian'], /^Unknown command trian\. Did you mean train\?/],
-    [['paint'], /^Unknown command paint\. The commands are demo, train, generate, evaluate, pretrain\./],
+    [
+      ['paint'],
+      /^Unknown command paint\. The commands are demo, train, generate, evaluate, merge, pretrain\./,
+    ],
     [['help', 'trian'], /^Unknown command trian\. Did you mean train\?/],
     [['--verison'], /^Unknown flag --verison\. Did you mean --version\?/],
     [['train', '--learing-rate', '1'], /^Unknown flag --learing-rate\. Did you mean --learning-rate\?/],

@@ -1,0 +1,47 @@
+import { randomBytes } from 'node:crypto';
+import { lstat, mkdir, rename, rm } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import { OutputError } from '../errors.js';
+import { flushFolder, outputError } from './atomic-file.js';
+
+/** @throws OutputError when there is anything at the path. */
+export async function requireFree(path: string): Promise<void> {
+  const found = await lstat(path).catch(() => undefined);
+  if (found !== undefined) {
+    throw new OutputError(
+      `${path} exists already and is not overwritten. Choose another path, or remove it first.`,
+    );
+  }
+}
+
+/**
+ * Writes a new folder so that whoever looks finds it whole or not at all: `fill` writes into a hidden folder beside it, which takes the final name at the end.
+ *
+ * @throws OutputError when the path is taken or cannot be written. Nothing of the new folder is left behind.
+ */
+export async function writeFolderAtomic(
+  path: string,
+  fill: (folder: string) => Promise<void>,
+): Promise<void> {
+  await requireFree(path);
+  const parent = dirname(resolve(path));
+  const temporary = join(parent, `.${basename(resolve(path))}.${randomBytes(8).toString('hex')}.partial`);
+  const refused = (error: unknown): never => {
+    throw outputError(path, error);
+  };
+  try {
+    await mkdir(temporary).catch(refused);
+    await fill(temporary);
+    await flushFolder(temporary);
+    await requireFree(path);
+    await rename(temporary, path).catch(refused);
+  } catch (error) {
+    await rm(temporary, { recursive: true, force: true }).catch(() => undefined);
+    // A file's own error names the hidden folder; people know the path that they gave.
+    if (error instanceof OutputError) {
+      throw new OutputError(error.message.replaceAll(temporary, path), { cause: error.cause });
+    }
+    throw error;
+  }
+  await flushFolder(parent);
+}
