@@ -16,7 +16,7 @@ const defaults: PretrainSettings = {
   vaeCropSteps: 6_000,
   vaeSteps: 2_000,
   vaeBatchSize: 8,
-  steps: 8_000,
+  steps: 4_500,
   batchSize: 32,
   learningRate: 1e-3,
   checkpointingSteps: 500,
