@@ -3,7 +3,7 @@
  *
  * - {@link personalise} teaches a model one subject and writes a run folder.
  * - {@link generate} draws pictures with a run, or with a plain model, into files.
- * - {@link mergeLoras} bakes LoRAs into a copy of a model.
+ * - {@link mergeLoras} bakes LoRAs into a copy of a model; {@link convertLora} and {@link convertModel} turn files from one format into another.
  * - {@link locateModel} finds a model on this machine or downloads it from the Hugging Face hub.
  * - {@link evaluate} scores runs, or pictures from elsewhere, by the rules of a benchmark.
  * - {@link StableDiffusion} opens a model; with an engine, {@link TextToImage} draws from it in memory.
@@ -54,6 +54,13 @@ export type {
   TrainingListener,
   WarningEvent,
 } from './training/events.js';
+export {
+  type ConvertLoraOptions,
+  type ConvertModelOptions,
+  convertLora,
+  convertModel,
+  type LoraFormat,
+} from './workflows/convert.js';
 export { type EvaluateOptions, evaluate } from './workflows/evaluate.js';
 export type { MethodInput } from './workflows/evaluation-plan.js';
 export type { EvaluateResult } from './workflows/evaluation-results.js';

@@ -17,6 +17,8 @@ test('the public API is small, and exactly this', () => {
     'StableDiffusion',
     'TextToImage',
     'UsageError',
+    'convertLora',
+    'convertModel',
     'createNodeEngine',
     'devices',
     'estimatePersonalisation',

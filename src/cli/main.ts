@@ -32,6 +32,10 @@ const commands: Readonly<Record<string, CommandEntry>> = {
     summary: 'Bake LoRAs into a copy of a model',
     load: async () => (await import('./merge.js')).mergeCommand,
   },
+  convert: {
+    summary: 'Turn a LoRA into another format, or a model from folder to single file and back',
+    load: async () => (await import('./convert.js')).convertCommand,
+  },
   pretrain: {
     summary: 'Train the small base model from nothing, on the synthetic world',
     load: async () => (await import('./pretrain.js')).pretrainCommand,

@@ -1,5 +1,5 @@
-import type { TensorEntry } from '../formats/safetensors.js';
-import { readEntry, type SafetensorsFile } from '../formats/safetensors-file.js';
+import type { TensorEntry, TensorStream } from '../formats/safetensors.js';
+import { readEntry, readEntryPieces, type SafetensorsFile } from '../formats/safetensors-file.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 
 /** A tensor of a checkpoint, and where its bytes lie. */
@@ -20,6 +20,23 @@ export function weightShape({ entry, transposed }: Weight): Shape {
 export async function readWeightTensor({ file, entry, transposed }: Weight): Promise<Tensor> {
   const stored = await readEntry(file, entry);
   return transposed ? transposedMatrix(stored) : stored;
+}
+
+/** A weight as a tensor of a new file, under another name; read when its turn comes. */
+export function weightStream(name: string, weight: Weight): TensorStream {
+  const { file, entry, transposed } = weight;
+  return {
+    name,
+    dtype: entry.dtype,
+    shape: weightShape(weight),
+    async *bytes() {
+      if (!transposed) yield* readEntryPieces(file, entry);
+      else {
+        const { data } = await readWeightTensor(weight);
+        yield new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+      }
+    },
+  };
 }
 
 /** [R, C] to [C, R]. */

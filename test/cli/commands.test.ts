@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { test } from 'node:test';
+import { createConvertCommand } from '../../src/cli/convert.js';
 import { createDemoCommand } from '../../src/cli/demo.js';
 import { createGenerateCommand } from '../../src/cli/generate.js';
+import { createMergeCommand } from '../../src/cli/merge.js';
 import { createPretrainCommand } from '../../src/cli/pretrain.js';
 import { readSubjectPrompt } from '../../src/data/prompts.js';
 import { CancelledError } from '../../src/errors.js';
@@ -138,4 +140,57 @@ test('the demo takes a folder that is not there yet, and goes on with one that i
     process.chdir(before);
   }
   assert.deepEqual(outputs, ['runs/demo', 'runs/demo-2', 'runs/demo-3', 'runs/demo-2 (latest)']);
+});
+
+test('merge and convert pass their flags on and write the path of what they made', async () => {
+  let asked: unknown;
+  const record = async (options: object): Promise<string> => {
+    const { onEvent: _onEvent, signal: _signal, ...plain } = options as Record<string, unknown>;
+    asked = plain;
+    return 'made';
+  };
+  const commands = {
+    merge: entry((terminal) => createMergeCommand(terminal, record)),
+    convert: entry((terminal) => createConvertCommand(terminal, { lora: record, model: record })),
+  };
+  const done = { status: 0, out: 'made\n', err: '' };
+  const loras = [
+    '--lora',
+    'a.safetensors:0.8',
+    '--lora',
+    'b:c.safetensors',
+    '--lora',
+    'C:\\d.safetensors:-1e-1',
+  ];
+  assert.deepEqual(await callMain(['merge', '--model', 'm', ...loras, '--output', 'o'], commands), done);
+  assert.deepEqual(asked, {
+    model: 'm',
+    loras: [
+      { file: 'a.safetensors', weight: 0.8 },
+      { file: 'b:c.safetensors' },
+      { file: 'C:\\d.safetensors', weight: -0.1 },
+    ],
+    output: 'o',
+  });
+  const lora = ['convert', '--lora', 'a', '--format', 'kohya', '--output', 'o'];
+  assert.deepEqual(await callMain(lora, commands), done);
+  assert.deepEqual(asked, { lora: 'a', format: 'kohya', output: 'o' });
+  const model = ['convert', '--model', 'm', '--prediction-type', 'v_prediction', '--output', 'o'];
+  assert.deepEqual(await callMain(model, commands), done);
+  assert.deepEqual(asked, { model: 'm', output: 'o', predictionType: 'v_prediction' });
+  for (const [args, message] of [
+    [['merge', '--model', 'm'], /needs --lora and --output/],
+    [['convert', '--output', 'o'], /either --lora or --model/],
+    [[...lora, '--model', 'm'], /either --lora or --model/],
+    [['convert', '--lora', 'a', '--output', 'o'], /--lora needs --format: peft, kohya or diffusers/],
+    [[...model, '--format', 'peft'], /--format is for --lora/],
+    [
+      ['convert', '--lora', 'a', '--format', 'x', '--output', 'o'],
+      /--format x: expected peft, kohya or diffusers/,
+    ],
+  ] as const) {
+    const { status, err } = await callMain([...args], commands);
+    assert.equal(status, 2);
+    assert.match(err, message);
+  }
 });

@@ -43,7 +43,7 @@ test('an unknown command or flag ends with 2 and the nearest known one', async (
     [['trian'], /^Unknown command trian\. Did you mean train\?/],
     [
       ['paint'],
-      /^Unknown command paint\. The commands are demo, train, generate, evaluate, merge, pretrain\./,
+      /^Unknown command paint\. The commands are demo, train, generate, evaluate, merge, convert, pretrain\./,
     ],
     [['help', 'trian'], /^Unknown command trian\. Did you mean train\?/],
     [['--verison'], /^Unknown flag --verison\. Did you mean --version\?/],

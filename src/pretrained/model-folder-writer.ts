@@ -1,0 +1,41 @@
+import { mkdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { writeFileAtomic } from '../formats/atomic-file.js';
+import type { Json } from '../formats/json-config.js';
+import { writeTensorStreams } from '../formats/safetensors-file.js';
+import { type SingleFile, shippedTokenizerPath } from './single-file.js';
+import { weightStream } from './weight.js';
+
+const vocabularyFiles = ['vocab.json', 'merges.txt'] as const;
+
+/** Writes a single-file checkpoint as a diffusers folder, into a folder that exists: configurations, tokenizers, and each component's weights in the types they have. */
+export async function writeModelFolder(
+  folder: string,
+  { configurations, weights }: SingleFile,
+): Promise<void> {
+  const { model_index: index, ...parts } = configurations;
+  await writeJson(join(folder, 'model_index.json'), index);
+  for (const [name, values] of Object.entries(parts)) {
+    await mkdir(join(folder, name));
+    if (name === 'scheduler') await writeJson(join(folder, name, 'scheduler_config.json'), values);
+    else if (name.startsWith('tokenizer')) {
+      await writeJson(join(folder, name, 'tokenizer_config.json'), values);
+      for (const file of vocabularyFiles)
+        await writeFileAtomic(join(folder, name, file), await readFile(join(shippedTokenizerPath(), file)));
+    } else {
+      await writeJson(join(folder, name, 'config.json'), values);
+    }
+  }
+  for (const [name, tensors] of Object.entries(weights)) {
+    const file = name.startsWith('text_encoder') ? 'model' : 'diffusion_pytorch_model';
+    await writeTensorStreams(
+      join(folder, name, `${file}.safetensors`),
+      [...tensors].sort(([a], [b]) => (a < b ? -1 : 1)).map(([path, weight]) => weightStream(path, weight)),
+      new Map([['format', 'pt']]),
+    );
+  }
+}
+
+function writeJson(path: string, value: Json): Promise<void> {
+  return writeFileAtomic(path, `${JSON.stringify(value, null, 2)}\n`);
+}
