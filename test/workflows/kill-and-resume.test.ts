@@ -10,7 +10,7 @@ import { runFiles } from '../../src/training/run-folder.js';
 import { temporaryFolder } from '../temporary-folder.js';
 import { writeExtras, writePictures } from './tiny-run.js';
 
-const KILLS = 12;
+const KILLS = 20;
 const program = fileURLToPath(new URL('./tiny-run-process.js', import.meta.url));
 
 /** Runs the process to its end, or kills it after this many milliseconds. Resolves to whether it was killed. */
