@@ -1,8 +1,9 @@
 import { conv2d } from '../onnx/conv.js';
 import { add, leakyRelu, relu } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
-import { gemm, matmul } from '../onnx/linalg.js';
-import { reshape, transpose } from '../onnx/movement.js';
+import { gemm } from '../onnx/linalg.js';
+import { reshape } from '../onnx/movement.js';
+import { mapPlanes } from '../onnx/resampling.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Shape, type Tensor } from '../tensor/tensor.js';
 
@@ -72,13 +73,8 @@ export class Critic {
 
 /** [B, C, h, w] on a grid of other sides: each cell is the mean of the window that it stands for, as PyTorch's adaptive_avg_pool2d has it. */
 function averaged(x: Value, [height, width]: readonly [number, number]): Value {
-  const [, , h, w] = x.shape;
-  let result = x;
-  if (h !== height) result = matmul(x.graph.constant(windows(height, h!), 'rows'), result); // [H, h] [B, C, h, w]
-  if (w !== width) {
-    result = matmul(result, transpose(x.graph.constant(windows(width, w!), 'columns'), [1, 0])); // [B, C, H, w] [w, W]
-  }
-  return result;
+  const [, , h, w] = x.shape as [number, number, number, number];
+  return h === height && w === width ? x : mapPlanes(x, windows(height, h), windows(width, w));
 }
 
 /** The means of `to` windows over `from` places, as a matrix [to, from]: window i reaches from floor(i from / to) to ceil((i + 1) from / to). */

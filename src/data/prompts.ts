@@ -93,6 +93,19 @@ export function mentionsSubject(prompt: string, subject: Pick<SubjectPrompt, 'to
   return words(subject.token).every((word) => said.has(word));
 }
 
+/** What to say of prompts that do not speak of the trained subject. */
+export function unnamedSubjectWarnings(
+  prompts: readonly string[],
+  subject: Pick<SubjectPrompt, 'token' | 'className'>,
+): string[] {
+  return prompts
+    .filter((prompt) => !mentionsSubject(prompt, subject))
+    .map(
+      (prompt) =>
+        `The prompt "${prompt}" does not name "${subject.token}", so it will show any ${subject.className}.`,
+    );
+}
+
 /** In a caption this stands for the subject: "{} on a sofa" is "sks dog on a sofa". */
 const SUBJECT = '{}';
 

@@ -8,6 +8,7 @@ import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import type { PictureSize } from './aspect-buckets.js';
 import { type Caption, metadataFile, readCaptions, sidecarOf } from './captions.js';
+import { channelsFirst } from './channels-first.js';
 import { readableExtensions, recogniseImage, unreadableExtensions } from './image-format.js';
 
 /** A photograph of the subject: upright, three channels, sRGB, eight bits. */
@@ -147,14 +148,8 @@ export async function prepareImage(image: ReferenceImage, options: PrepareOption
   pipeline = pipeline.extract({ left, top, ...target });
   const cut = await (flip ? pipeline.flop() : pipeline).raw().toBuffer();
 
-  // [H, W, 3] bytes -> [3, H, W] floats
-  const plane = target.width * target.height;
-  const values = new Float32Array(3 * plane);
-  for (let i = 0; i < plane; i++) {
-    for (let channel = 0; channel < 3; channel++) {
-      values[channel * plane + i] = cut[3 * i + channel]! / 127.5 - 1;
-    }
-  }
+  const values = new Float32Array(cut.length);
+  channelsFirst(cut, values);
   return { pixels: float32([3, target.height, target.width], values), size };
 }
 

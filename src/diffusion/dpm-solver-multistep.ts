@@ -1,4 +1,5 @@
 import type { Config } from '../formats/json-config.js';
+import { roundHalfToEven } from '../tensor/rounding.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import type { NoiseSchedule } from './noise-schedule.js';
 import type { SamplingOptions } from './sampler.js';
@@ -15,7 +16,6 @@ import {
   readTimestepSpacing,
   requireSteps,
   requireWithin,
-  roundHalfToEven,
   type TimestepSpacing,
 } from './timestep-spacing.js';
 

@@ -1,5 +1,6 @@
 import { UsageError } from '../errors.js';
 import type { Config } from '../formats/json-config.js';
+import { roundHalfToEven } from '../tensor/rounding.js';
 
 /** How a sampler places its steps (Lin et al., arXiv 2305.08891, table 2). */
 export interface TimestepSpacing {
@@ -74,11 +75,4 @@ export function requireWithin(
   throw new UsageError(
     `${steps} steps with "steps_offset": ${stepsOffset} would visit timestep ${outside}, but the noise schedule ends at ${total - 1}. Take fewer steps.`,
   );
-}
-
-/** As NumPy rounds. */
-export function roundHalfToEven(x: number): number {
-  const floor = Math.floor(x);
-  const rest = x - floor;
-  return rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? floor + 1 : floor;
 }

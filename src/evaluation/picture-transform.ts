@@ -1,5 +1,6 @@
 import { resizeBicubic } from '../data/bicubic-resize.js';
 import type { RgbImage } from '../data/image-grid.js';
+import { roundHalfToEven } from '../tensor/rounding.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 
 /** How a picture is made ready for a judge: shorter side resized, middle square cut out, channels normalised. */
@@ -46,7 +47,7 @@ export function transformPicture(image: RgbImage, t: PictureTransform): Tensor<'
   const long = Math.trunc((t.resize * Math.max(width, height)) / Math.min(width, height));
   const [w, h] = width <= height ? [t.resize, long] : [long, t.resize];
   const resized = resizeBicubic(image, w, h);
-  const [left, top] = [halfToEven(w - t.crop), halfToEven(h - t.crop)];
+  const [left, top] = [roundHalfToEven((w - t.crop) / 2), roundHalfToEven((h - t.crop) / 2)];
   const plane = t.crop * t.crop;
   const values = new Float32Array(3 * plane);
   for (let y = 0; y < t.crop; y++) {
@@ -58,10 +59,4 @@ export function transformPicture(image: RgbImage, t: PictureTransform): Tensor<'
     }
   }
   return float32([1, 3, t.crop, t.crop], values);
-}
-
-/** Half of a whole number, a half rounded to the even neighbour, as Python's `round` does. */
-function halfToEven(n: number): number {
-  const half = Math.floor(n / 2);
-  return n % 2 === 0 ? half : half + (half % 2);
 }

@@ -1,31 +1,15 @@
 import type { Tensor } from '../tensor/tensor.js';
+import { cosine, normalized, type UnitVector } from './similarity.js';
 
-/** The cosines [N, M] between the rows of two sets of embeddings, [N, D] and [M, D]. */
-export function cosines(a: Tensor<'float32'>, b: Tensor<'float32'>): Float64Array {
-  const dim = a.shape[1]!;
-  const [unitA, unitB] = [unitRows(a), unitRows(b)];
-  const [rows, columns] = [a.shape[0]!, b.shape[0]!];
-  const result = new Float64Array(rows * columns);
-  for (let i = 0; i < rows; i++) {
-    for (let j = 0; j < columns; j++) {
-      let dot = 0;
-      for (let k = 0; k < dim; k++) dot += unitA[i * dim + k]! * unitB[j * dim + k]!;
-      result[i * columns + j] = dot;
-    }
-  }
-  return result;
+/** The cosines [N, M] between the rows of two sets of embeddings, [N, D] and [M, D], row by row. */
+export function cosines(a: Tensor<'float32'>, b: Tensor<'float32'>): number[] {
+  const columns = unitRows(b);
+  return unitRows(a).flatMap((row) => columns.map((column) => cosine(row, column)));
 }
 
-function unitRows({ shape, data }: Tensor<'float32'>): Float64Array {
+function unitRows({ shape, data }: Tensor<'float32'>): UnitVector[] {
   const [rows, dim] = shape as [number, number];
-  const unit = new Float64Array(rows * dim);
-  for (let i = 0; i < rows; i++) {
-    let squares = 0;
-    for (let k = 0; k < dim; k++) squares += data[i * dim + k]! ** 2;
-    const length = Math.sqrt(squares) || 1;
-    for (let k = 0; k < dim; k++) unit[i * dim + k] = data[i * dim + k]! / length;
-  }
-  return unit;
+  return Array.from({ length: rows }, (_, i) => normalized(data.subarray(i * dim, (i + 1) * dim)));
 }
 
 /**

@@ -24,9 +24,8 @@ import { add } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
 import { argMax } from '../onnx/reduction.js';
 import { weightSource } from '../pretrained/weights.js';
-import { encodeHalf } from '../tensor/half.js';
 import { Random } from '../tensor/random.js';
-import { float32, int64, type Tensor, tensor } from '../tensor/tensor.js';
+import { float32, fromFloat32, int64, type Tensor } from '../tensor/tensor.js';
 import type { TrainingEvent } from '../training/events.js';
 import { trainFully } from '../training/full-training.js';
 
@@ -247,10 +246,11 @@ export async function trainWorldClassifier(options: WorldClassifierTraining): Pr
   await saveWorldClassifier(output, trained);
 }
 
-async function saveWorldClassifier(folder: string, weights: ReadonlyMap<string, Tensor>): Promise<void> {
-  const halves = [...weights].map(
-    ([name, t]) => [name, tensor('float16', t.shape, encodeHalf(t.data as Float32Array))] as const,
-  );
+async function saveWorldClassifier(
+  folder: string,
+  weights: ReadonlyMap<string, Tensor<'float32'>>,
+): Promise<void> {
+  const halves = [...weights].map(([name, t]) => [name, fromFloat32(t, 'float16')] as const);
   await mkdir(folder, { recursive: true });
   await writeSafetensorsFile(join(folder, WEIGHTS_FILE), new Map(halves));
   await writeFileAtomic(join(folder, CONFIG_FILE), `${JSON.stringify(CONFIG, null, 2)}\n`);

@@ -1,6 +1,6 @@
-import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { CancelledError, ModelError } from '../errors.js';
+import { pathExists } from '../formats/path-exists.js';
 import type { DownloadProgress, FetchPatience, HubModel } from './hub.js';
 import { readHubEnvironment, type Variables } from './hub-environment.js';
 import { requiredFiles } from './model-files.js';
@@ -37,7 +37,7 @@ export interface LocatedModel {
  */
 export async function locateModel(reference: string, options: LocateOptions = {}): Promise<LocatedModel> {
   const path = resolve(reference);
-  if (await exists(path)) return { path, identity: path };
+  if (await pathExists(path)) return { path, identity: path };
   const wanted = parseHubModel(reference);
   if (wanted === undefined) return { path, identity: path };
   if (!reference.includes('://')) await refuseSlip(reference);
@@ -83,15 +83,8 @@ export function parseHubModel(reference: string): HubModel | undefined {
 /** @throws ModelError for what could be a model's name, but begins with a folder that is here: asking the hub for it would tell a stranger of the slip. */
 async function refuseSlip(reference: string): Promise<void> {
   const folder = reference.split('/')[0]!;
-  if (!(await exists(resolve(folder)))) return;
+  if (!(await pathExists(resolve(folder)))) return;
   throw new ModelError(
     `There is no model at ${resolve(reference)}, although ${folder}/ is there. Check the spelling. If the model of that name on the hub is meant, write hf://${reference}.`,
-  );
-}
-
-function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    () => false,
   );
 }

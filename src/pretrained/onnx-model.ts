@@ -4,6 +4,7 @@ import { gradients } from '../autodiff/gradient.js';
 import { rules } from '../autodiff/rules.js';
 import { ModelError } from '../errors.js';
 import { readConfigFile } from '../formats/json-config-file.js';
+import { pathExists } from '../formats/path-exists.js';
 import {
   type ImagePreprocessing,
   preprocess,
@@ -109,11 +110,7 @@ function pictureInput(model: FileModel, path: string): FileValue {
 /** As the file beside it says; otherwise [0, 1], at the size that the file fixes. */
 async function preprocessingOf(file: string, input: FileValue): Promise<ImagePreprocessing> {
   const beside = join(dirname(file), 'preprocessor_config.json');
-  const there = await stat(beside).then(
-    () => true,
-    () => false,
-  );
-  if (there) return readImagePreprocessing(await readConfigFile(beside));
+  if (await pathExists(beside)) return readImagePreprocessing(await readConfigFile(beside));
   const [height, width] = input.shape?.slice(2) ?? [];
   const plain = { scale: 1, mean: [0, 0, 0], std: [1, 1, 1] };
   if (typeof height !== 'number' || typeof width !== 'number') return plain;

@@ -1,4 +1,5 @@
-import { add, div, mul, sqrt, square, sub } from '../onnx/elementwise.js';
+import { unitLength } from '../nn/norm.js';
+import { mul, sub } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { expand, reshape } from '../onnx/movement.js';
 import { sum } from '../onnx/reduction.js';
@@ -16,7 +17,7 @@ export function imageSimilarityReward(name: string, embed: ImageEmbedding): Grap
   return {
     kind: 'graph',
     name,
-    reference: (photograph) => unit(embed(photograph)),
+    reference: (photograph) => unitLength(embed(photograph)),
     values: (heading, reference) => minusDistance(embed(heading.pixels()), reference!),
   };
 }
@@ -34,17 +35,12 @@ export function textAlignmentReward(
     name,
     values(heading) {
       const khat = embed(heading.pixels());
-      return minusDistance(khat, expand(unit(khat.graph.constant(text, 'text_embedding')), khat.shape));
+      return minusDistance(khat, expand(unitLength(khat.graph.constant(text, 'text_embedding')), khat.shape));
     },
   };
 }
 
 /** cos(a, b) - 1 for rows a [I, D] and rows b [I, D] of length 1. */
 function minusDistance(a: Value, b: Value): Value {
-  return sub(reshape(sum(mul(unit(a), b), [1]), [a.shape[0]!]), 1);
-}
-
-/** Rows scaled to length 1; a row of zeros stays one. */
-function unit(x: Value): Value {
-  return div(x, sqrt(add(sum(square(x), [1], { keepDims: true }), 1e-12)));
+  return sub(reshape(sum(mul(unitLength(a), b), [1]), [a.shape[0]!]), 1);
 }

@@ -3,8 +3,7 @@ import { join } from 'node:path';
 import { writeFileAtomic } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
 import { writeSafetensorsFile } from '../formats/safetensors-file.js';
-import { encodeHalf } from '../tensor/half.js';
-import { type Tensor, tensor } from '../tensor/tensor.js';
+import { fromFloat32, type Tensor } from '../tensor/tensor.js';
 
 /** Side of the pictures that the small encoders see, in pixels. */
 export const ENCODER_RESOLUTION = 64;
@@ -29,14 +28,12 @@ export function encoderPreprocessing(processor: 'ViTImageProcessor' | 'CLIPImage
 export async function writeEncoder(
   folder: string,
   configs: Readonly<Record<string, Json>>,
-  weights: ReadonlyMap<string, Tensor>,
+  weights: ReadonlyMap<string, Tensor<'float32'>>,
 ): Promise<void> {
   await mkdir(folder, { recursive: true });
   for (const [name, config] of Object.entries(configs)) {
     await writeFileAtomic(join(folder, name), `${JSON.stringify(config, null, 2)}\n`);
   }
-  const halves = [...weights].map(
-    ([name, t]) => [name, tensor('float16', t.shape, encodeHalf(t.data as Float32Array))] as const,
-  );
+  const halves = [...weights].map(([name, t]) => [name, fromFloat32(t, 'float16')] as const);
   await writeSafetensorsFile(join(folder, 'model.safetensors'), new Map(halves), new Map([['format', 'pt']]));
 }

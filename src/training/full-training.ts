@@ -73,7 +73,7 @@ const statePath = (folder: string, { name }: TrainingPlan): string => join(folde
 export async function trainFully(
   training: FullTraining,
   settings: FullTrainingSettings,
-): Promise<Map<string, Tensor>> {
+): Promise<Map<string, Tensor<'float32'>>> {
   const { graph, loss, metrics = {} } = training;
   const { engine, folder, random } = settings;
   const path = statePath(folder, training);
@@ -98,7 +98,7 @@ export async function trainFully(
     ]);
   }
   const averages = (tensors: ReadonlyMap<string, Tensor>) =>
-    new Map(specs.map((s) => [s.input, tensors.get(emaName(s.input))!]));
+    new Map(specs.map((s) => [s.input, tensors.get(emaName(s.input)) as Tensor<'float32'>]));
   if (saved && saved.step >= training.steps) return averages(saved.tensors);
   const beginning = () => {
     const initial = training.initial ?? initialParameters(specs, random);

@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto';
-import { access, mkdir } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { PictureSize } from '../data/aspect-buckets.js';
 import type { ReferenceImage } from '../data/reference-images.js';
 import { outputError, removeStaleTemporaries } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
+import { pathExists } from '../formats/path-exists.js';
 import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 
@@ -78,11 +79,7 @@ export class LatentStore {
 }
 
 async function read(path: string, shape: readonly number[]): Promise<Moments | undefined> {
-  const there = await access(path).then(
-    () => true,
-    () => false,
-  );
-  if (!there) return undefined;
+  if (!(await pathExists(path))) return undefined;
   const contents = await readSafetensorsFile(path).catch(() => undefined);
   const values = ['mean', 'logvar'].map((name) => {
     const t = contents?.tensors.get(name);

@@ -21,9 +21,8 @@ import { mul } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
 import { type ClipTokenizer, openTokenizer } from '../pretrained/tokenizer.js';
 import { writeWordTokenizer } from '../pretrained/word-tokenizer.js';
-import { encodeHalf } from '../tensor/half.js';
 import { Random } from '../tensor/random.js';
-import { elementCount, float32, int64, type Tensor, tensor } from '../tensor/tensor.js';
+import { elementCount, float32, fromFloat32, int64, type Tensor } from '../tensor/tensor.js';
 import { BASE_PROMPT_LENGTH, BASE_RESOLUTION, baseModelConfigs } from './base-model.js';
 import type { TrainingEvent } from './events.js';
 import {
@@ -212,14 +211,14 @@ const weightFiles = {
 const pytorchFormat = new Map([['format', 'pt']]);
 
 /** @throws DivergedError when a value is too large for half precision. */
-function halfWeights(parameters: ReadonlyMap<string, Tensor>, prefix: string): Map<string, Tensor> {
+function halfWeights(
+  parameters: ReadonlyMap<string, Tensor<'float32'>>,
+  prefix: string,
+): Map<string, Tensor> {
   const weights = new Map<string, Tensor>(
     [...parameters]
       .filter(([name]) => name.startsWith(prefix))
-      .map(([name, t]) => [
-        name.slice(prefix.length),
-        tensor('float16', t.shape, encodeHalf(t.data as Float32Array)),
-      ]),
+      .map(([name, t]) => [name.slice(prefix.length), fromFloat32(t, 'float16')]),
   );
   const bad = nonFiniteTensor(weights);
   if (bad !== undefined) {
@@ -236,7 +235,7 @@ const indexFile = 'model_index.json';
 async function writeModel(
   output: string,
   configs: Readonly<Record<string, Json>>,
-  parameters: ReadonlyMap<string, Tensor>,
+  parameters: ReadonlyMap<string, Tensor<'float32'>>,
 ): Promise<void> {
   const weights = Object.entries(weightFiles).map(
     ([component, file]) => [join(output, component, file), halfWeights(parameters, `${component}.`)] as const,
@@ -324,7 +323,7 @@ async function trainAutoencoder(
   data: Dataset,
   resolution: number,
   start?: ReadonlyMap<string, Tensor>,
-): Promise<Map<string, Tensor>> {
+): Promise<Map<string, Tensor<'float32'>>> {
   const { seed, vaeBatchSize: b } = options;
   const config = vaeConfig();
   const side = resolution / downscale(config);
@@ -429,7 +428,7 @@ async function trainDenoiser(
   plan: TrainingPlan,
   data: Dataset,
   { tokenizer, configs, latents }: DenoiserSurroundings,
-): Promise<Map<string, Tensor>> {
+): Promise<Map<string, Tensor<'float32'>>> {
   const { seed, batchSize: b } = options;
   const { schedule } = readScheduler(configOf(configs, 'scheduler/scheduler_config.json'));
   const { scalingFactor } = readAutoencoderKLConfig(configOf(configs, 'vae/config.json'));

@@ -1,4 +1,4 @@
-import { access, mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
 import type { Engine } from '../engine/engine.js';
@@ -7,6 +7,7 @@ import { contentDigest } from '../evaluation/embedding-cache.js';
 import { promptFolderName } from '../evaluation/picture-folders.js';
 import { fillPrompt } from '../evaluation/protocol.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import { pathExists } from '../formats/path-exists.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -75,7 +76,7 @@ export async function drawMissingPictures(
     await describe(task, learnt, options);
     const prompts: number[] = [];
     for (const [p, files] of drawnFiles(task.folder, task.subject, options.numImages).entries()) {
-      const present = await Promise.all(files.map(exists));
+      const present = await Promise.all(files.map(pathExists));
       there += present.filter((is) => is).length;
       if (present.includes(false)) prompts.push(p);
     }
@@ -117,7 +118,7 @@ async function drawPrompt(
   await removeStaleTemporaries(place);
   for (let start = 0; start < numImages; start += drawer.batch) {
     const batch = files.slice(start, start + drawer.batch);
-    const present = await Promise.all(batch.map(exists));
+    const present = await Promise.all(batch.map(pathExists));
     const lacking = present.filter((is) => !is).length;
     if (lacking === 0) continue;
     const requests = batch.map((_, i) => ({ prompt, seed: seed + start + i }));
@@ -219,11 +220,4 @@ function digestFactors(factors: ReadonlyMap<string, Tensor>): string {
     return `${name} ${contentDigest(new Uint8Array(data.buffer, data.byteOffset, data.byteLength))}`;
   });
   return contentDigest(parts.join('\n'));
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -1,4 +1,4 @@
-import { access, readdir, readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { readSubjectPrompt, type SubjectPrompt } from '../data/prompts.js';
 import { InputError, RunError, UsageError } from '../errors.js';
@@ -6,6 +6,7 @@ import { liveClasses } from '../evaluation/dreambench-prompts.js';
 import { findPromptPictures, pictureFiles, slug } from '../evaluation/picture-folders.js';
 import { fillPrompt, type Protocol } from '../evaluation/protocol.js';
 import { isObject } from '../formats/json-config.js';
+import { pathExists } from '../formats/path-exists.js';
 import { latestCheckpoint, type RunConfig, readRunConfig, runFiles } from '../training/run-folder.js';
 import type { SubjectInput } from './evaluation-subjects.js';
 
@@ -160,7 +161,7 @@ async function locate(method: MethodInput, subject: string, single: boolean): Pr
   }
   const path = typeof method.runs === 'string' ? join(method.runs, subject) : method.runs[subject];
   if (path !== undefined && (await isFolder(path))) return openRun(path);
-  if (single && typeof method.runs === 'string' && (await exists(join(method.runs, runFiles.config)))) {
+  if (single && typeof method.runs === 'string' && (await pathExists(join(method.runs, runFiles.config)))) {
     return openRun(method.runs);
   }
   throw missing(path ?? 'its run', `Train it there ("portrayal train --output …"), ${leaveOut}`);
@@ -176,7 +177,7 @@ async function openRun(path: string): Promise<Located> {
   }
   const { steps } = settings;
   const done = (await latestCheckpoint(path))?.step;
-  const learnt = await exists(join(path, runFiles.lora));
+  const learnt = await pathExists(join(path, runFiles.lora));
   if (!learnt || (done !== undefined && typeof steps === 'number' && done < steps)) {
     throw new RunError(
       `${path}: this run is not finished (step ${done ?? 0} of ${steps}), so its scores would not be those of the method. Go on with it: the same "portrayal train" command with --resume-from-checkpoint latest.`,
@@ -285,13 +286,6 @@ async function readPrompts(subject: string, given: string | readonly string[]): 
 async function isFolder(path: string): Promise<boolean> {
   return stat(path).then(
     (found) => found.isDirectory(),
-    () => false,
-  );
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
     () => false,
   );
 }

@@ -1,7 +1,7 @@
-import { access, mkdir, readdir } from 'node:fs/promises';
+import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
-import { mentionsSubject, readSubjectPrompt, type SubjectPrompt } from '../data/prompts.js';
+import { readSubjectPrompt, type SubjectPrompt, unnamedSubjectWarnings } from '../data/prompts.js';
 import type { SchedulerName } from '../diffusion/scheduler-config.js';
 import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
@@ -9,6 +9,7 @@ import { ModelError, OutputError, RunError, UsageError } from '../errors.js';
 import { slug } from '../evaluation/picture-folders.js';
 import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
+import { pathExists } from '../formats/path-exists.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
 import { emaName } from '../optim/ema.js';
 import { type PredictionType, predictionTypes } from '../pretrained/architectures.js';
@@ -96,13 +97,8 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
   if (learnt && options.run !== undefined) {
     requireFitting(model, learnt, options.run);
     const { subject } = learnt;
-    for (const prompt of prompts) {
-      if (subject && !mentionsSubject(prompt, subject)) {
-        onEvent?.({
-          kind: 'warning',
-          message: `The prompt "${prompt}" does not name "${subject.token}", so it will show any ${subject.className}.`,
-        });
-      }
+    for (const message of subject ? unnamedSubjectWarnings(prompts, subject) : []) {
+      onEvent?.({ kind: 'warning', message });
     }
   }
   const applied = await chosenLora(model, learnt, options);
@@ -237,11 +233,7 @@ async function readFactors(
   const entry = await latestCheckpoint(path);
   if (!entry) {
     const file = join(path, runFiles.lora);
-    const there = await access(file).then(
-      () => true,
-      () => false,
-    );
-    if (!there)
+    if (!(await pathExists(file)))
       throw new RunError(`${path}: this run has neither a checkpoint nor a LoRA yet. Let it train further.`);
     const { tensors } = await readSafetensorsFile(file);
     // The file has alpha / rank folded in, which the graph would apply again.

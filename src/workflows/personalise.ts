@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type BucketSettings,
@@ -11,16 +10,17 @@ import {
 import type { RgbImage } from '../data/image-grid.js';
 import {
   captionPrompt,
-  mentionsSubject,
   readSubjectPrompt,
   type SubjectPrompt,
   scenePrompts,
+  unnamedSubjectWarnings,
 } from '../data/prompts.js';
 import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
 import type { Device } from '../engine/device.js';
 import type { Engine, State } from '../engine/engine.js';
 import { CancelledError, UsageError } from '../errors.js';
 import type { Json } from '../formats/json-config.js';
+import { pathExists } from '../formats/path-exists.js';
 import { adamw } from '../optim/adamw.js';
 import { loraFromFactors } from '../pretrained/lora.js';
 import { writeLoraFiles } from '../pretrained/lora-file.js';
@@ -163,7 +163,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const prompts = settings.validationPrompts ?? [subject.instancePrompt, ...scenePrompts(subject)];
   const warnings = [
     ...references.warnings,
-    ...withoutToken(prompts, subject),
+    ...unnamedSubjectWarnings(prompts, subject),
     ...truncations(model, [...instancePrompts, subject.classPrompt, ...prompts]),
   ];
   if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
@@ -228,7 +228,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       readSampleGrid(pathOf(step), prompts.length, settings.numValidationImages);
     /** The pictures of a step, as a grid among the samples and for TensorBoard; what is there already is not drawn again. */
     const validate = async (step: number, name: string, drawer: () => Promise<[TextToImage, State]>) => {
-      if (!(await exists(pathOf(step)))) {
+      if (!(await pathExists(pathOf(step)))) {
         const grid = await sampleGrid(await draw(...(await drawer()), name));
         await run.writeSample(gridName(step), grid);
         onEvent?.({ kind: 'samples', step, path: pathOf(step) });
@@ -548,15 +548,6 @@ function pixelDigests(images: readonly ReferenceImage[]): string[] {
   return images.map((image) => createHash('sha256').update(image.pixels).digest('hex').slice(0, 16));
 }
 
-function withoutToken(prompts: readonly string[], subject: SubjectPrompt): string[] {
-  return prompts
-    .filter((prompt) => !mentionsSubject(prompt, subject))
-    .map(
-      (prompt) =>
-        `The prompt "${prompt}" does not name "${subject.token}", so it will show any ${subject.className}.`,
-    );
-}
-
 function truncations(model: StableDiffusion, prompts: readonly string[]): string[] {
   return [...new Set(prompts)].flatMap((prompt) => {
     const { truncatedText } = model.tokenize(prompt);
@@ -598,10 +589,3 @@ function reportNotes(shipped: boolean): string[] {
 }
 
 const gridName = (step: number): string => `step-${String(step).padStart(6, '0')}.png`;
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
-}

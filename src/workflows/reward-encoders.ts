@@ -12,7 +12,7 @@ export interface RunRewards {
   readonly encoders: readonly string[];
 }
 
-/** Reads what a run was rewarded for from its `config.json`. */
+/** Reads what a run was rewarded for from its `config.json`, which keeps rewards in full but for the released one, which stands as its name. */
 export function rewardsOf({ settings }: RunConfig): RunRewards {
   if (!isObject(settings)) return { description: 'not known', encoders: [] };
   const { method, reward } = settings;
@@ -33,12 +33,8 @@ function nameOf(reward: Json | undefined): string {
   return [reward.name ?? reward.kind, source].filter((part) => typeof part === 'string').join(':');
 }
 
-/** The encoder of a reward such as "dino:encoders/dino=0.5@0.999", or of one with an `encoder`. */
 function encoderOf(reward: Json | undefined): string[] {
-  if (isObject(reward)) return typeof reward.encoder === 'string' ? [reward.encoder] : [];
-  if (typeof reward !== 'string' || /^https?:/i.test(reward)) return [];
-  const path = /^[a-z0-9-]+:(.+?)(?:=[\d.e+-]+)?(?:@[\d.e+-]+)?$/i.exec(reward)?.[1];
-  return path === undefined ? [] : [path];
+  return isObject(reward) && typeof reward.encoder === 'string' ? [reward.encoder] : [];
 }
 
 /** The digest of an encoder's weights; undefined when there is none at that path any more. */

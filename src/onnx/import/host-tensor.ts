@@ -1,5 +1,5 @@
 import { storageConstructors } from '../../tensor/dtype.js';
-import { type Shape, type Tensor, tensor, toFloat32 } from '../../tensor/tensor.js';
+import { elementCount, type Shape, type Tensor, tensor, toFloat32 } from '../../tensor/tensor.js';
 import { broadcastShapes } from '../elementwise.js';
 import { normalizeAxis } from '../movement.js';
 import type { FileTensor } from './model.js';
@@ -50,8 +50,6 @@ const strides = (shape: Shape): number[] => {
   return result;
 };
 
-const count = (shape: Shape): number => shape.reduce((n, d) => n * d, 1);
-
 /** A tensor whose element at each place is taken from a place of x. */
 function taken(
   x: HostTensor,
@@ -60,7 +58,7 @@ function taken(
 ): HostTensor {
   const own = strides(x.shape);
   const place = new Array<number>(shape.length).fill(0);
-  const data = Array.from({ length: count(shape) }, () => {
+  const data = Array.from({ length: elementCount(shape) }, () => {
     const source = from(place).reduce((n, p, axis) => n + p * own[axis]!, 0);
     for (let axis = shape.length - 1; axis >= 0; axis--) {
       place[axis] = place[axis]! + 1;
@@ -73,8 +71,8 @@ function taken(
 }
 
 export function reshapeHost(x: HostTensor, shape: Shape): HostTensor {
-  const known = count(shape.filter((d) => d !== -1));
-  return { ...x, shape: shape.map((d) => (d === -1 ? count(x.shape) / known : d)) };
+  const known = elementCount(shape.filter((d) => d !== -1));
+  return { ...x, shape: shape.map((d) => (d === -1 ? elementCount(x.shape) / known : d)) };
 }
 
 export function expandHost(x: HostTensor, shape: Shape): HostTensor {
@@ -117,11 +115,11 @@ export function concatHost(parts: readonly HostTensor[], axis: number): HostTens
   const first = parts[0]!;
   const a = normalizeAxis(axis, first.shape.length);
   const shape = first.shape.map((d, i) => (i === a ? parts.reduce((n, p) => n + p.shape[a]!, 0) : d));
-  const outer = count(shape.slice(0, a));
+  const outer = elementCount(shape.slice(0, a));
   const data: number[] = [];
   for (let o = 0; o < outer; o++) {
     for (const part of parts) {
-      const run = count(part.shape.slice(a));
+      const run = elementCount(part.shape.slice(a));
       for (let i = 0; i < run; i++) data.push(part.data[o * run + i]!);
     }
   }
@@ -138,7 +136,9 @@ export function mapHost(
   const full = operands.map((o) => expandHost(o, shape));
   const type = dtype ?? operands.at(-1)!.dtype;
   const round = type === 'float32' ? Math.fround : (v: number): number => v;
-  const data = Array.from({ length: count(shape) }, (_, i) => round(f(...full.map((o) => o.data[i]!))));
+  const data = Array.from({ length: elementCount(shape) }, (_, i) =>
+    round(f(...full.map((o) => o.data[i]!))),
+  );
   return { dtype: type, shape, data };
 }
 
@@ -150,9 +150,9 @@ export function reduceHost(
   f: (values: readonly number[]) => number,
 ): HostTensor {
   const kept = x.shape.map((d, i) => (axes.includes(i) ? 1 : d));
-  const groups = Array.from({ length: count(kept) }, (): number[] => []);
+  const groups = Array.from({ length: elementCount(kept) }, (): number[] => []);
   const [own, target] = [strides(x.shape), strides(kept)];
-  for (let i = 0; i < count(x.shape); i++) {
+  for (let i = 0; i < elementCount(x.shape); i++) {
     const place = x.shape.map((d, axis) => Math.floor(i / own[axis]!) % d);
     groups[place.reduce((n, p, axis) => n + (kept[axis] === 1 ? 0 : p * target[axis]!), 0)]!.push(x.data[i]!);
   }

@@ -1,6 +1,6 @@
 import { BinaryReader, WireType } from '@bufbuild/protobuf/wire';
 import { ModelError } from '../../errors.js';
-import type { DType } from '../../tensor/dtype.js';
+import { bytesPerElement, type DType } from '../../tensor/dtype.js';
 
 /** A tensor of an ONNX file: its bytes, little-endian, or where in another file they lie. */
 export interface FileTensor {
@@ -71,13 +71,7 @@ const types: Readonly<Record<number, DType | 'double'>> = {
 };
 
 const widths: Readonly<Record<DType | 'double', number>> = {
-  float32: 4,
-  float16: 2,
-  bfloat16: 2,
-  int64: 8,
-  int32: 4,
-  uint8: 1,
-  bool: 1,
+  ...bytesPerElement,
   double: 8,
 };
 
