@@ -1,7 +1,8 @@
 import type { Config } from '../formats/json-config.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import { clipped, readClipRange } from './clipping.js';
-import type { NoiseSchedule } from './noise-schedule.js';
+import { alphaBarAfter, type NoiseSchedule } from './noise-schedule.js';
+import { cleanSample, noiseInSample } from './prediction.js';
 import type { SamplingOptions } from './sampler.js';
 import { readTimestepSpacing, type TimestepSpacing, wholeTimesteps } from './timestep-spacing.js';
 
@@ -28,22 +29,20 @@ export async function sampleDdim(
 ): Promise<Tensor<'float32'>> {
   const timesteps = wholeTimesteps(schedule.steps, settings, steps);
   const stride = Math.floor(schedule.steps / steps);
-  const velocity = schedule.predictionType === 'v_prediction';
   let sample = noise;
   for (const [i, t] of timesteps.entries()) {
     const prediction = (await denoise(sample, t)).data;
     const alphaBar = schedule.alphasCumprod[t]!;
-    const nextAlphaBar =
-      schedule.alphasCumprod[t - stride] ?? (settings.setAlphaToOne ? 1 : schedule.alphasCumprod[0]!);
+    const nextAlphaBar = alphaBarAfter(schedule, t - stride, settings.setAlphaToOne);
     const [signal, sigma] = [Math.sqrt(alphaBar), Math.sqrt(1 - alphaBar)];
+    const clean = cleanSample(schedule.predictionType, signal, sigma);
+    const eps = noiseInSample(schedule.predictionType, signal, sigma);
     const [nextSignal, nextSigma] = [Math.sqrt(nextAlphaBar), Math.sqrt(1 - nextAlphaBar)];
     sample = float32(
       sample.shape,
       sample.data.map((x, k) => {
         const p = prediction[k]!;
-        const clean = velocity ? signal * x - sigma * p : (x - sigma * p) / signal;
-        const eps = velocity ? signal * p + sigma * x : p;
-        return nextSignal * clipped(clean, settings.clipRange) + nextSigma * eps;
+        return nextSignal * clipped(clean(x, p), settings.clipRange) + nextSigma * eps(x, p);
       }),
     );
     await onStep?.(i + 1);

@@ -2,6 +2,7 @@ import type { Config } from '../formats/json-config.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import { clipped, readClipRange } from './clipping.js';
 import type { NoiseSchedule } from './noise-schedule.js';
+import { cleanSample } from './prediction.js';
 import type { SamplingOptions } from './sampler.js';
 import { readTimestepSpacing, type TimestepSpacing, wholeTimesteps } from './timestep-spacing.js';
 
@@ -31,7 +32,6 @@ export async function sampleDdpm(
   { steps, denoise, noise, drawNoise, onStep }: SamplingOptions,
 ): Promise<Tensor<'float32'>> {
   const timesteps = wholeTimesteps(schedule.steps, settings, steps);
-  const velocity = schedule.predictionType === 'v_prediction';
   let sample = noise;
   for (const [i, t] of timesteps.entries()) {
     const prediction = (await denoise(sample, t)).data;
@@ -39,6 +39,7 @@ export async function sampleDdpm(
     const next = timesteps[i + 1];
     const nextAlphaBar = next === undefined ? 1 : schedule.alphasCumprod[next]!;
     const [signal, sigma] = [Math.sqrt(alphaBar), Math.sqrt(1 - alphaBar)];
+    const clean = cleanSample(schedule.predictionType, signal, sigma);
     const alpha = alphaBar / nextAlphaBar;
     const beta = 1 - alpha;
     const cleanWeight = (Math.sqrt(nextAlphaBar) * beta) / (1 - alphaBar);
@@ -49,9 +50,7 @@ export async function sampleDdpm(
     sample = float32(
       sample.shape,
       sample.data.map((x, k) => {
-        const p = prediction[k]!;
-        const clean = velocity ? signal * x - sigma * p : (x - sigma * p) / signal;
-        const mean = cleanWeight * clipped(clean, settings.clipRange) + sampleWeight * x;
+        const mean = cleanWeight * clipped(clean(x, prediction[k]!), settings.clipRange) + sampleWeight * x;
         return fresh ? mean + deviation * fresh[k]! : mean;
       }),
     );

@@ -2,11 +2,13 @@ import type { Config } from '../formats/json-config.js';
 import { roundHalfToEven } from '../tensor/rounding.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import type { NoiseSchedule } from './noise-schedule.js';
+import { cleanSample } from './prediction.js';
 import type { SamplingOptions } from './sampler.js';
 import {
   allSigmas,
   type FinalSigma,
   karrasSigmas,
+  lastSigma,
   readFinalSigma,
   readKarras,
   sigmaAt,
@@ -70,18 +72,14 @@ export async function sampleDpmSolverMultistep(
   { steps, denoise, noise, onStep }: SamplingOptions,
 ): Promise<Tensor<'float32'>> {
   const { timesteps, sigmas } = dpmSolverSteps(schedule, settings, steps);
-  const velocity = schedule.predictionType === 'v_prediction';
   const points = sigmas.map(pointAt);
   let sample = noise;
   let before: Float32Array | undefined;
   for (const [i, t] of timesteps.entries()) {
     const prediction = (await denoise(sample, t)).data;
     const [from, to] = [points[i]!, points[i + 1]!];
-    const clean = sample.data.map((x, k) =>
-      velocity
-        ? from.signal * x - from.noise * prediction[k]!
-        : (x - from.noise * prediction[k]!) / from.signal,
-    );
+    const cleanAt = cleanSample(schedule.predictionType, from.signal, from.noise);
+    const clean = sample.data.map((x, k) => cleanAt(x, prediction[k]!));
     const shrink = to.noise / from.noise;
     const h = to.lambda - from.lambda;
     const gain = -to.signal * Math.expm1(-h);
@@ -125,7 +123,7 @@ function dpmSolverSteps(
   const all = allSigmas(schedule);
   const visible = all.filter((sigma) => -Math.log(sigma) >= settings.leastLambda).length;
   requireSteps(visible - 1, steps);
-  const final = settings.finalSigma === 'zero' ? 0 : all[0]!;
+  const final = lastSigma(settings.finalSigma, all);
   if (settings.karras) {
     const sigmas = karrasSigmas(all.at(-1)!, all[0]!, steps);
     return {

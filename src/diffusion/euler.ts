@@ -6,6 +6,7 @@ import {
   allSigmas,
   type FinalSigma,
   karrasSigmas,
+  lastSigma,
   readFinalSigma,
   readKarras,
   sigmaAt,
@@ -60,7 +61,7 @@ function eulerSteps(
   steps: number,
 ): { timesteps: number[]; sigmas: number[] } {
   const all = allSigmas(schedule);
-  const last = settings.finalSigma === 'zero' ? 0 : all[0]!;
+  const last = lastSigma(settings.finalSigma, all);
   const timesteps = spacedTimesteps(schedule.steps, settings, steps).map(Math.fround);
   const sigmas = timesteps.map((t) => sigmaAt(all, t));
   if (!settings.karras) return { timesteps, sigmas: [...sigmas, last].map(Math.fround) };

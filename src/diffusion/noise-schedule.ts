@@ -104,3 +104,12 @@ export function rescaleToZeroTerminalSnr(betas: Float32Array): Float32Array {
     .map((root) => root * root);
   return alphaBars.map((alphaBar, i) => 1 - (i === 0 ? alphaBar : Math.fround(alphaBar / alphaBars[i - 1]!)));
 }
+
+/** abar where a sampler's step goes: below the first timestep it is 1, or abar_0. */
+export function alphaBarAfter(
+  { alphasCumprod }: NoiseSchedule,
+  timestep: number,
+  setAlphaToOne: boolean,
+): number {
+  return alphasCumprod[timestep] ?? (setAlphaToOne ? 1 : alphasCumprod[0]!);
+}

@@ -1,6 +1,7 @@
 import type { Config } from '../formats/json-config.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
-import type { NoiseSchedule } from './noise-schedule.js';
+import { alphaBarAfter, type NoiseSchedule } from './noise-schedule.js';
+import { noiseInSample } from './prediction.js';
 import type { SamplingOptions } from './sampler.js';
 import { readTimestepSpacing, type TimestepSpacing, wholeTimesteps } from './timestep-spacing.js';
 
@@ -75,19 +76,15 @@ function transferred(
   { sample, prediction, from, to }: Transfer,
 ): Tensor<'float32'> {
   const alphaBar = schedule.alphasCumprod[from]!;
-  const nextAlphaBar =
-    schedule.alphasCumprod[to] ?? (settings.setAlphaToOne ? 1 : schedule.alphasCumprod[0]!);
+  const nextAlphaBar = alphaBarAfter(schedule, to, settings.setAlphaToOne);
   const [signal, sigma] = [Math.sqrt(alphaBar), Math.sqrt(1 - alphaBar)];
-  const velocity = schedule.predictionType === 'v_prediction';
+  const eps = noiseInSample(schedule.predictionType, signal, sigma);
   const scale = Math.sqrt(nextAlphaBar / alphaBar);
   const weight =
     (nextAlphaBar - alphaBar) /
     (alphaBar * Math.sqrt(1 - nextAlphaBar) + Math.sqrt(alphaBar * (1 - alphaBar) * nextAlphaBar));
   return float32(
     sample.shape,
-    sample.data.map((x, k) => {
-      const eps = velocity ? signal * prediction(k) + sigma * x : prediction(k);
-      return scale * x - weight * eps;
-    }),
+    sample.data.map((x, k) => scale * x - weight * eps(x, prediction(k))),
   );
 }

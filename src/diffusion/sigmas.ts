@@ -55,6 +55,11 @@ export function readFinalSigma(config: Config): FinalSigma {
   return config.oneOf('final_sigmas_type', ['zero', 'sigma_min'], 'zero');
 }
 
+/** The sigma of that. */
+export function lastSigma(final: FinalSigma, sigmas: Float32Array): number {
+  return final === 'zero' ? 0 : sigmas[0]!;
+}
+
 /** Whether sigmas are spaced as {@link karrasSigmas}; the other ways to space them are refused. */
 export function readKarras(config: Config): boolean {
   config.must('use_exponential_sigmas', false, false);
