@@ -1,6 +1,7 @@
 import { withGuidance } from '../diffusion/guidance.js';
 import type { SamplerChoice } from '../diffusion/scheduler-config.js';
 import type { Engine, Program, State } from '../engine/engine.js';
+import { LazyPrograms } from '../engine/lazy-programs.js';
 import { CancelledError, ModelError } from '../errors.js';
 import { wholePicture } from '../models/size-condition.js';
 import { div } from '../onnx/elementwise.js';
@@ -101,16 +102,14 @@ export function drawnAtOnce(resolution: number): number {
 
 /** Draws pictures from prompts with a sampler and classifier-free guidance. Its programs are compiled once. */
 export class TextToImage {
-  readonly #denoisers = new Map<number, Promise<Program>>();
-
   private constructor(
     private readonly model: StableDiffusion,
     private readonly resolution: number,
     private readonly shape: readonly [number, number, number],
     /** Pictures drawn at once. */
     readonly batch: number,
-    private readonly engine: Engine,
-    private readonly denoiserGraph: (rows: number) => Graph,
+    /** By rows: with guidance each picture has two, without it one. */
+    private readonly denoisers: LazyPrograms<number>,
     private readonly textProgram: Program,
     private readonly decodeProgram: Program,
   ) {}
@@ -129,8 +128,7 @@ export class TextToImage {
       resolution,
       shape,
       batchSize,
-      engine,
-      denoiser,
+      new LazyPrograms(engine, denoiser),
       await engine.compile(text),
       await engine.compile(decode),
     );
@@ -171,18 +169,7 @@ export class TextToImage {
 
   /** Frees the programs' memory. */
   async release(): Promise<void> {
-    for (const program of this.#denoisers.values()) await (await program).release();
-    for (const program of [this.textProgram, this.decodeProgram]) await program.release();
-  }
-
-  /** The denoiser for so many rows: with guidance each picture has two, without it one. Compiled when it is first needed. */
-  #denoiser(rows: number): Promise<Program> {
-    let program = this.#denoisers.get(rows);
-    if (!program) {
-      program = this.engine.compile(this.denoiserGraph(rows));
-      this.#denoisers.set(rows, program);
-    }
-    return program;
+    for (const held of [this.denoisers, this.textProgram, this.decodeProgram]) await held.release();
   }
 
   async #drawBatch(
@@ -202,7 +189,7 @@ export class TextToImage {
     const unwanted = guided ? await this.embedUnwanted(negativePrompt, state) : undefined;
     const { resolution } = this;
     const rows = guided ? 2 * this.batch : this.batch;
-    const denoiser = await this.#denoiser(rows);
+    const denoiser = await this.denoisers.of(rows);
     const size = this.model.sizeFeeds(wholePicture(resolution, resolution));
     const condition = batchRows(
       [...(unwanted ? filled.map(() => unwanted) : []), ...wanted].map((embedding) => ({

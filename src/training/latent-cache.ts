@@ -1,12 +1,14 @@
 import { type PictureSize, sizeName } from '../data/aspect-buckets.js';
 import { centerCropSize, prepareImage, type ReferenceImage } from '../data/reference-images.js';
-import type { Engine, Program } from '../engine/engine.js';
+import type { Engine } from '../engine/engine.js';
+import { LazyPrograms } from '../engine/lazy-programs.js';
 import type { SizeCondition } from '../models/size-condition.js';
 import { Graph } from '../onnx/graph.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import type { LatentStore, Moments } from './latent-store.js';
+import { type PictureUse, type PictureUseOptions, pictureUse } from './picture-use.js';
 
 /** What training takes of one use of a picture. */
 export interface PictureLatents extends Moments {
@@ -15,29 +17,22 @@ export interface PictureLatents extends Moments {
 
 /** The autoencoder's encoder, compiled for one picture of each size that it meets, when it first meets it. */
 export class LatentEncoder {
-  readonly #programs = new Map<string, Promise<Program>>();
+  readonly #programs: LazyPrograms<readonly number[]>;
 
-  constructor(
-    private readonly model: StableDiffusion,
-    private readonly engine: Engine,
-  ) {}
+  constructor(model: StableDiffusion, engine: Engine) {
+    this.#programs = new LazyPrograms(engine, (shape) => encoderGraph(model, shape));
+  }
 
   /** @param pixels [3, H, W] in [-1, 1] */
   async encode(pixels: Tensor<'float32'>): Promise<Moments> {
     const shape = [1, ...pixels.shape];
-    const key = shape.join();
-    let program = this.#programs.get(key);
-    if (!program) {
-      program = this.engine.compile(encoderGraph(this.model, shape));
-      this.#programs.set(key, program);
-    }
-    const { mean, logvar } = await (await program).run({ pixels: float32(shape, pixels.data) });
+    const program = await this.#programs.of(shape);
+    const { mean, logvar } = await program.run({ pixels: float32(shape, pixels.data) });
     return { mean: data(mean!), logvar: data(logvar!) };
   }
 
-  async release(): Promise<void> {
-    for (const program of this.#programs.values()) await (await program).release();
-    this.#programs.clear();
+  release(): Promise<void> {
+    return this.#programs.release();
   }
 }
 
@@ -50,11 +45,7 @@ export function encoderGraph(model: StableDiffusion, shape: readonly number[]): 
   return graph;
 }
 
-export interface LatentOptions {
-  /** Cut another part out of each picture every time it is used. */
-  readonly randomCrop: boolean;
-  /** Mirror a picture half of the times it is used. */
-  readonly randomFlip: boolean;
+export interface LatentOptions extends PictureUseOptions {
   /** Keeps latents from one start of a run to the next. */
   readonly store?: LatentStore;
 }
@@ -77,9 +68,9 @@ export class LatentCache {
 
   /** The latents of picture `index`, brought to this size, as this use of it sees it. The same random stream gives the same crop and flip. */
   moments(index: number, size: PictureSize, random: Random): Promise<PictureLatents> {
-    const { randomCrop, randomFlip } = this.options;
-    const flip = randomFlip && random.derive('flip').uniform() < 0.5;
-    if (randomCrop) return this.#encode(index, size, flip, random.derive('crop'));
+    const use = pictureUse(this.options, random);
+    const { flip } = use;
+    if (use.crop !== 'center') return this.#encode(index, size, use);
     const key = `${index}:${sizeName(size)}:${flip}`;
     let known = this.#known.get(key);
     if (!known) {
@@ -92,18 +83,13 @@ export class LatentCache {
   async #center(index: number, size: PictureSize, flip: boolean): Promise<PictureLatents> {
     const { store } = this.options;
     const image = this.images[index]!;
-    const encode = () => this.#encode(index, size, flip, 'center');
+    const encode = () => this.#encode(index, size, { flip, crop: 'center' });
     if (!store) return encode();
     return { ...(await store.get({ image, size, flip }, encode)), size: centerCropSize(image, size, flip) };
   }
 
-  async #encode(
-    index: number,
-    target: PictureSize,
-    flip: boolean,
-    crop: 'center' | Random,
-  ): Promise<PictureLatents> {
-    const { pixels, size } = await prepareImage(this.images[index]!, { size: target, crop, flip });
+  async #encode(index: number, target: PictureSize, use: PictureUse): Promise<PictureLatents> {
+    const { pixels, size } = await prepareImage(this.images[index]!, { size: target, ...use });
     return { ...(await this.encoder.encode(pixels)), size };
   }
 }

@@ -1,0 +1,28 @@
+import type { Graph } from '../onnx/graph.js';
+import type { Engine, Program } from './engine.js';
+
+/** One kind of graph in several sizes (a shape, or a number of rows), each compiled when it is first asked for. */
+export class LazyPrograms<Size extends number | readonly number[]> {
+  readonly #programs = new Map<string, Promise<Program>>();
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly build: (size: Size) => Graph,
+  ) {}
+
+  of(size: Size): Promise<Program> {
+    const key = String(size);
+    let program = this.#programs.get(key);
+    if (!program) {
+      program = this.engine.compile(this.build(size));
+      this.#programs.set(key, program);
+    }
+    return program;
+  }
+
+  /** Frees the memory of those that were compiled. */
+  async release(): Promise<void> {
+    for (const program of this.#programs.values()) await (await program).release();
+    this.#programs.clear();
+  }
+}
