@@ -1,8 +1,7 @@
 import { createHash } from 'node:crypto';
-import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { ModelError } from '../errors.js';
-import { outputError } from '../formats/atomic-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { tensor } from '../tensor/tensor.js';
 import type { UnitVector } from './similarity.js';
@@ -45,9 +44,7 @@ export class EmbeddingCache {
     const stale = [...this.vectors.keys()].filter((digest) => !wanted.has(digest));
     for (const digest of stale) this.vectors.delete(digest);
     if (!this.#changed && stale.length === 0) return;
-    await mkdir(dirname(this.path), { recursive: true }).catch((error: unknown) => {
-      throw outputError(this.path, error);
-    });
+    await makeFolder(dirname(this.path));
     const sorted = [...this.vectors].sort(([a], [b]) => (a < b ? -1 : 1));
     await writeSafetensorsFile(
       this.path,

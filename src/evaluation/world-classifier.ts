@@ -1,4 +1,3 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { crossEntropy } from '../algorithms/classification.js';
@@ -13,6 +12,7 @@ import { ModelError } from '../errors.js';
 import { writeFileAtomic } from '../formats/atomic-file.js';
 import { type Json, parseConfig } from '../formats/json-config.js';
 import { readConfigFile } from '../formats/json-config-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { openSafetensors, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import {
   readWorldClassifierConfig,
@@ -26,8 +26,7 @@ import { argMax } from '../onnx/reduction.js';
 import { weightSource } from '../pretrained/weights.js';
 import { Random } from '../tensor/random.js';
 import { float32, fromFloat32, int64, type Tensor } from '../tensor/tensor.js';
-import type { TrainingEvent } from '../training/events.js';
-import { trainFully } from '../training/full-training.js';
+import { type SmallModelTraining, smallModelSettings, trainFully } from '../training/full-training.js';
 
 const RESOLUTION = 64;
 const CONFIG_FILE = 'config.json';
@@ -159,20 +158,9 @@ export function tally(truth: readonly Labels[], found: readonly Labels[]): Recor
   return { noun: count('noun'), scene: count('scene'), colour: count('colour') };
 }
 
-export interface WorldClassifierTraining {
-  /** Becomes the classifier's folder. */
-  readonly output: string;
-  /** Where the training state is kept. */
-  readonly work: string;
-  readonly engine: Engine;
-  readonly seed: number;
+export interface WorldClassifierTraining extends SmallModelTraining {
   /** How many pictures of each scene to draw. */
   readonly examplesPerScene: number;
-  readonly steps: number;
-  readonly batchSize: number;
-  readonly checkpointingSteps: number;
-  readonly onEvent?: (event: TrainingEvent) => void;
-  readonly signal?: AbortSignal;
 }
 
 /** How the classifier that ships was trained. */
@@ -189,7 +177,7 @@ export const worldClassifierDefaults = {
  * the seed; stopped at any moment, the same call goes on where the last saved state left off.
  */
 export async function trainWorldClassifier(options: WorldClassifierTraining): Promise<void> {
-  const { output, work, engine, seed, batchSize: b, onEvent, signal } = options;
+  const { output, seed, batchSize: b } = options;
   const config = readWorldClassifierConfig(parseConfig(JSON.stringify(CONFIG), CONFIG_FILE));
   const examples = await drawExamples(options);
   const graph = new Graph('world classifier');
@@ -200,7 +188,6 @@ export async function trainWorldClassifier(options: WorldClassifierTraining): Pr
     crossEntropy(logits[question], graph.input(question, 'int64', [b])),
   );
   const augmentation = new Augmentation(RESOLUTION, new Random(seed, 'grain'));
-  await mkdir(work, { recursive: true });
   const trained = await trainFully(
     {
       name: 'world-classifier',
@@ -234,14 +221,7 @@ export async function trainWorldClassifier(options: WorldClassifierTraining): Pr
       warmupSteps: 50,
       maxEmaDecay: 0.995,
     },
-    {
-      engine,
-      folder: work,
-      random: new Random(seed, 'initial'),
-      checkpointingSteps: options.checkpointingSteps,
-      ...(onEvent ? { onEvent } : {}),
-      ...(signal ? { signal } : {}),
-    },
+    await smallModelSettings(options),
   );
   await saveWorldClassifier(output, trained);
 }
@@ -251,7 +231,7 @@ async function saveWorldClassifier(
   weights: ReadonlyMap<string, Tensor<'float32'>>,
 ): Promise<void> {
   const halves = [...weights].map(([name, t]) => [name, fromFloat32(t, 'float16')] as const);
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   await writeSafetensorsFile(join(folder, WEIGHTS_FILE), new Map(halves));
   await writeFileAtomic(join(folder, CONFIG_FILE), `${JSON.stringify(CONFIG, null, 2)}\n`);
 }

@@ -1,9 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { open, readFile, rename, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { outputError } from './atomic-file.js';
+import { makeFolder } from './make-folder.js';
 
 /** Who holds a lock file: a process, told from a later one of the same number by the time it was started. */
 export interface LockHolder {
@@ -38,9 +39,7 @@ export class LockFile {
     // Before anything is awaited, so that another call cannot come in between.
     heldHere.set(path, nonce);
     try {
-      await mkdir(dirname(path), { recursive: true }).catch((error: unknown) => {
-        throw outputError(dirname(path), error);
-      });
+      await makeFolder(dirname(path));
       const mine: LockHolder = { ...self, started: await startTime(process.pid), nonce };
       const holder = await take(path, `${JSON.stringify(mine)}\n`);
       if (holder === undefined) return new LockFile(path, nonce);

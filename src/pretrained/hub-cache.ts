@@ -1,18 +1,8 @@
 import { createHash } from 'node:crypto';
-import {
-  copyFile,
-  link,
-  mkdir,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  symlink,
-  writeFile,
-} from 'node:fs/promises';
+import { copyFile, link, readdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 
 /** A commit of a repository, as git writes it. */
 export const commitPattern = /^[0-9a-f]{40}$/;
@@ -119,12 +109,6 @@ export class ModelCache {
   prepare(): Promise<void> {
     return makeFolder(join(this.folder, 'blobs'));
   }
-}
-
-async function makeFolder(path: string): Promise<void> {
-  await mkdir(path, { recursive: true }).catch((error: unknown) => {
-    throw outputError(path, error);
-  });
 }
 
 async function filesBelow(root: string, below = ''): Promise<ReadonlySet<string>> {

@@ -1,6 +1,6 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../formats/atomic-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { byteAlphabet, byteStandIns } from './byte-alphabet.js';
 
 const wordEnd = '</w>';
@@ -52,7 +52,7 @@ export async function writeWordTokenizer(
   words: Iterable<string>,
   maxLength: number,
 ): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   for (const [name, text] of wordTokenizerFiles(words, maxLength))
     await writeFileAtomic(join(folder, name), text);
 }

@@ -1,40 +1,22 @@
-import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
 import { contrastiveLoss } from '../algorithms/contrastive.js';
 import { Augmentation } from '../data/augmentation.js';
 import { channelsFirst } from '../data/channels-first.js';
 import { describe } from '../data/world/example.js';
 import { renderExamples } from '../data/world/render.js';
-import { worldVocabulary } from '../data/world/vocabulary.js';
-import type { Engine } from '../engine/engine.js';
 import { type Json, parseConfig } from '../formats/json-config.js';
-import { readConfigFile } from '../formats/json-config-file.js';
 import { clipTextProjection } from '../models/clip-text.js';
 import { clipImageEmbedding, readClipConfig } from '../models/clip-vision.js';
 import { InputParameters, Scope } from '../nn/parameters.js';
 import { Graph } from '../onnx/graph.js';
-import { type ClipTokenizer, openTokenizer } from '../pretrained/tokenizer.js';
-import { writeWordTokenizer } from '../pretrained/word-tokenizer.js';
 import { Random } from '../tensor/random.js';
 import { float32, int64 } from '../tensor/tensor.js';
 import { ENCODER_RESOLUTION, encoderPreprocessing, writeEncoder } from './encoder-files.js';
-import type { TrainingEvent } from './events.js';
-import { trainFully } from './full-training.js';
+import { type SmallModelTraining, smallModelSettings, trainFully } from './full-training.js';
+import { writeWorldTokenizer } from './world-tokenizer.js';
 
-export interface ClipTraining {
-  /** Becomes the encoder's folder. */
-  readonly output: string;
-  /** Where the training state is kept. */
-  readonly work: string;
-  readonly engine: Engine;
-  readonly seed: number;
+export interface ClipTraining extends SmallModelTraining {
   /** How many captioned pictures to draw. */
   readonly examples: number;
-  readonly steps: number;
-  readonly batchSize: number;
-  readonly checkpointingSteps: number;
-  readonly onEvent?: (event: TrainingEvent) => void;
-  readonly signal?: AbortSignal;
 }
 
 /** How the encoders that ship were trained, but for the seed. */
@@ -90,8 +72,8 @@ function clipConfig(vocabularySize: number): Json {
  * @throws CancelledError when the signal is raised, with the state saved. DivergedError when the training leaves the finite numbers.
  */
 export async function trainClip(options: ClipTraining): Promise<void> {
-  const { output, work, engine, seed, examples: count, batchSize: b, onEvent, signal } = options;
-  const tokenizer = await writeTokenizer(output);
+  const { output, seed, examples: count, batchSize: b, onEvent } = options;
+  const tokenizer = await writeWorldTokenizer(output, PROMPT_LENGTH);
   const json = clipConfig(tokenizer.vocabularySize);
   const config = readClipConfig(parseConfig(JSON.stringify(json), 'config.json'));
   onEvent?.({ kind: 'stage', name: 'drawing the world', done: 0, total: count });
@@ -111,7 +93,6 @@ export async function trainClip(options: ClipTraining): Promise<void> {
   const { projected } = clipTextProjection(scope, config.text, tokens);
   const logScale = scope.parameter('logit_scale', [], { kind: 'ones' });
   const augmentation = new Augmentation(ENCODER_RESOLUTION, new Random(seed, 'grain'));
-  await mkdir(work, { recursive: true });
   const trained = await trainFully(
     {
       name: 'clip',
@@ -137,26 +118,8 @@ export async function trainClip(options: ClipTraining): Promise<void> {
       warmupSteps: 200,
       maxEmaDecay: 0.998,
     },
-    {
-      engine,
-      folder: work,
-      random: new Random(seed, 'initial'),
-      checkpointingSteps: options.checkpointingSteps,
-      ...(onEvent ? { onEvent } : {}),
-      ...(signal ? { signal } : {}),
-    },
+    await smallModelSettings(options),
   );
   const preprocessing = encoderPreprocessing('CLIPImageProcessor');
   await writeEncoder(output, { 'config.json': json, 'preprocessor_config.json': preprocessing }, trained);
-}
-
-async function writeTokenizer(folder: string): Promise<ClipTokenizer> {
-  await mkdir(folder, { recursive: true });
-  await writeWordTokenizer(folder, worldVocabulary(), PROMPT_LENGTH);
-  const files = ['merges.txt', 'special_tokens_map.json', 'tokenizer_config.json', 'vocab.json'];
-  const config = await readConfigFile(join(folder, 'tokenizer_config.json'));
-  return openTokenizer(
-    { name: 'tokenizer', className: 'CLIPTokenizer', folder, files, config },
-    PROMPT_LENGTH,
-  );
 }

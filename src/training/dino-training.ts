@@ -1,9 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { selfDistillationLoss } from '../algorithms/self-distillation.js';
 import { Augmentation } from '../data/augmentation.js';
 import { channelsFirst } from '../data/channels-first.js';
 import { renderViews, worldSubject } from '../data/world/views.js';
-import type { Engine } from '../engine/engine.js';
 import { type Json, parseConfig } from '../formats/json-config.js';
 import { type DinoHeadConfig, dinoHead } from '../models/dino-head.js';
 import { readViTConfig, vit } from '../models/vit.js';
@@ -13,27 +11,15 @@ import { split } from '../onnx/movement.js';
 import { emaName } from '../optim/ema.js';
 import { Random } from '../tensor/random.js';
 import { float32 } from '../tensor/tensor.js';
-
 import { ENCODER_RESOLUTION, encoderPreprocessing, writeEncoder } from './encoder-files.js';
-import type { TrainingEvent } from './events.js';
-import { trainFully } from './full-training.js';
+import { type SmallModelTraining, smallModelSettings, trainFully } from './full-training.js';
 
-export interface DinoTraining {
-  /** Becomes the encoder's folder. */
-  readonly output: string;
-  /** Where the training state is kept. */
-  readonly work: string;
-  readonly engine: Engine;
-  readonly seed: number;
+export interface DinoTraining extends SmallModelTraining {
   /** How many subjects to draw, and how often each. */
   readonly subjects: number;
   readonly views: number;
-  readonly steps: number;
   /** Subjects a step; each is seen twice. */
   readonly batchSize: number;
-  readonly checkpointingSteps: number;
-  readonly onEvent?: (event: TrainingEvent) => void;
-  readonly signal?: AbortSignal;
 }
 
 /** How the encoders that ship were trained, but for the seed. */
@@ -72,7 +58,7 @@ const TEACHER = emaName('');
  * @throws CancelledError when the signal is raised, with the state saved. DivergedError when the training leaves the finite numbers.
  */
 export async function trainDino(options: DinoTraining): Promise<void> {
-  const { output, work, engine, seed, subjects, views, batchSize: b, onEvent, signal } = options;
+  const { output, seed, subjects, views, batchSize: b, onEvent } = options;
   const config = readViTConfig(parseConfig(JSON.stringify(CONFIG), 'config.json'));
   const drawn = Array.from({ length: subjects }, (_, i) => worldSubject(seed, i));
   onEvent?.({ kind: 'stage', name: 'drawing the world', done: 0, total: subjects * views });
@@ -90,7 +76,6 @@ export async function trainDino(options: DinoTraining): Promise<void> {
   };
   const loss = selfDistillationLoss(scores(student), scores(teacher));
   const augmentation = new Augmentation(ENCODER_RESOLUTION, new Random(seed, 'grain'));
-  await mkdir(work, { recursive: true });
   const trained = await trainFully(
     {
       name: 'dino',
@@ -119,14 +104,7 @@ export async function trainDino(options: DinoTraining): Promise<void> {
       warmupSteps: 200,
       maxEmaDecay: 0.99,
     },
-    {
-      engine,
-      folder: work,
-      random: new Random(seed, 'initial'),
-      checkpointingSteps: options.checkpointingSteps,
-      ...(onEvent ? { onEvent } : {}),
-      ...(signal ? { signal } : {}),
-    },
+    await smallModelSettings(options),
   );
   const encoder = new Map([...trained].filter(([name]) => !name.startsWith('head.')));
   const preprocessing = encoderPreprocessing('ViTImageProcessor');

@@ -1,7 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { fromFloat32, type Tensor } from '../tensor/tensor.js';
 
@@ -30,7 +30,7 @@ export async function writeEncoder(
   configs: Readonly<Record<string, Json>>,
   weights: ReadonlyMap<string, Tensor<'float32'>>,
 ): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   for (const [name, config] of Object.entries(configs)) {
     await writeFileAtomic(join(folder, name), `${JSON.stringify(config, null, 2)}\n`);
   }

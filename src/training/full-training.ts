@@ -3,6 +3,7 @@ import { gradients } from '../autodiff/gradient.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, DivergedError, RunError } from '../errors.js';
 import { isObject, type Json } from '../formats/json-config.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { firstNonFinite, type SafetensorsContents } from '../formats/safetensors.js';
 import { openSafetensors, readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { initialParameters } from '../nn/initialize.js';
@@ -13,7 +14,7 @@ import { clipByGlobalNorm } from '../optim/clipping.js';
 import { ema, emaDecay, emaName } from '../optim/ema.js';
 import { scalarFeed } from '../optim/optimizer.js';
 import { scheduleFactor } from '../optim/schedule.js';
-import type { Random } from '../tensor/random.js';
+import { Random } from '../tensor/random.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import type { TrainingEvent } from './events.js';
 import { differingSettings, type RunConfig } from './run-folder.js';
@@ -52,6 +53,35 @@ export interface FullTrainingSettings {
   readonly checkpointingSteps: number;
   readonly onEvent?: (event: TrainingEvent) => void;
   readonly signal?: AbortSignal;
+}
+
+/** What every small model that ships is asked for in the same way. */
+export interface SmallModelTraining {
+  /** Becomes the model's folder. */
+  readonly output: string;
+  /** Where the training state is kept. */
+  readonly work: string;
+  readonly engine: Engine;
+  readonly seed: number;
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly checkpointingSteps: number;
+  readonly onEvent?: (event: TrainingEvent) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** How the training of a small model runs. Its work folder is made if it is missing. */
+export async function smallModelSettings(training: SmallModelTraining): Promise<FullTrainingSettings> {
+  const { work, engine, seed, checkpointingSteps, onEvent, signal } = training;
+  await makeFolder(work);
+  return {
+    engine,
+    folder: work,
+    random: new Random(seed, 'initial'),
+    checkpointingSteps,
+    ...(onEvent ? { onEvent } : {}),
+    ...(signal ? { signal } : {}),
+  };
 }
 
 const MAX_GRAD_NORM = 1;

@@ -1,10 +1,10 @@
 import { createHash } from 'node:crypto';
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { PictureSize } from '../data/aspect-buckets.js';
 import type { ReferenceImage } from '../data/reference-images.js';
-import { outputError, removeStaleTemporaries } from '../formats/atomic-file.js';
+import { removeStaleTemporaries } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { pathExists } from '../formats/path-exists.js';
 import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
@@ -45,9 +45,7 @@ export class LatentStore {
     encodedBy: Json,
     shapeOf: (size: PictureSize) => readonly number[],
   ): Promise<LatentStore> {
-    await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-      throw outputError(folder, error);
-    });
+    await makeFolder(folder);
     await removeStaleTemporaries(folder);
     return new LatentStore(folder, JSON.stringify([FORMAT, encodedBy]), shapeOf);
   }

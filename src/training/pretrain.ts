@@ -1,16 +1,15 @@
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { autoencodingLoss } from '../algorithms/autoencoding.js';
 import { denoisingLoss, minSnrWeights } from '../algorithms/denoising.js';
 import { renderExamples } from '../data/world/render.js';
-import { worldVocabulary } from '../data/world/vocabulary.js';
 import { coefficients, noisySample } from '../diffusion/look-forward.js';
 import { readScheduler } from '../diffusion/scheduler-config.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, DivergedError, OutputError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import { type Config, type Json, parseConfig } from '../formats/json-config.js';
-import { readConfigFile } from '../formats/json-config-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { downscale, encodeLatents, readAutoencoderKLConfig } from '../models/autoencoder-kl.js';
 import { clipText, readClipTextConfig } from '../models/clip-text.js';
@@ -19,8 +18,7 @@ import { initialParameters, residualStart } from '../nn/initialize.js';
 import { InputParameters, Scope } from '../nn/parameters.js';
 import { mul } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
-import { type ClipTokenizer, openTokenizer } from '../pretrained/tokenizer.js';
-import { writeWordTokenizer } from '../pretrained/word-tokenizer.js';
+import type { ClipTokenizer } from '../pretrained/tokenizer.js';
 import { Random } from '../tensor/random.js';
 import { elementCount, float32, fromFloat32, int64, type Tensor } from '../tensor/tensor.js';
 import { BASE_PROMPT_LENGTH, BASE_RESOLUTION, baseModelConfigs } from './base-model.js';
@@ -34,6 +32,7 @@ import {
   trainFully,
 } from './full-training.js';
 import { lockName, RunLock } from './run-lock.js';
+import { writeWorldTokenizer } from './world-tokenizer.js';
 
 export interface PretrainOptions {
   /** Becomes a diffusers model folder; the training state is kept in its `training/` until it is deleted by hand. */
@@ -89,7 +88,7 @@ async function pretrainLocked(options: PretrainOptions): Promise<void> {
   const { output, engine, seed, onEvent, signal } = options;
   const work = join(output, 'training');
   await takeFolder(output, work);
-  const tokenizer = await writeTokenizer(join(work, 'tokenizer'));
+  const tokenizer = await writeWorldTokenizer(join(work, 'tokenizer'), BASE_PROMPT_LENGTH);
   await removeStaleTemporaries(work);
   const plans = planTraining(options, tokenizer.vocabularySize);
   for (const plan of Object.values(plans)) await requireSamePlan(work, plan);
@@ -183,24 +182,6 @@ function planTraining(
   return { crops, autoencoder, denoiser };
 }
 
-async function makeFolder(path: string): Promise<void> {
-  await mkdir(path, { recursive: true }).catch((error: unknown) => {
-    throw outputError(path, error);
-  });
-}
-
-/** Writes the tokenizer of the world's words, and opens it. */
-async function writeTokenizer(folder: string): Promise<ClipTokenizer> {
-  await makeFolder(folder);
-  await writeWordTokenizer(folder, worldVocabulary(), BASE_PROMPT_LENGTH);
-  const files = (await readdir(folder)).sort();
-  const config = await readConfigFile(join(folder, 'tokenizer_config.json'));
-  return openTokenizer(
-    { name: 'tokenizer', className: 'CLIPTokenizer', folder, files, config },
-    BASE_PROMPT_LENGTH,
-  );
-}
-
 const weightFiles = {
   unet: 'diffusion_pytorch_model.safetensors',
   vae: 'diffusion_pytorch_model.safetensors',
@@ -243,7 +224,7 @@ async function writeModel(
   await rm(join(output, indexFile), { force: true }).catch((error: unknown) => {
     throw outputError(join(output, indexFile), error);
   });
-  await writeTokenizer(join(output, 'tokenizer'));
+  await writeWorldTokenizer(join(output, 'tokenizer'), BASE_PROMPT_LENGTH);
   const { [indexFile]: index, ...others } = configs;
   for (const [name, config] of Object.entries(others)) {
     await makeFolder(dirname(join(output, name)));

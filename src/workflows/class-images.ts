@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { readableExtensions } from '../data/image-format.js';
 import { encodePng } from '../data/image-grid.js';
@@ -6,8 +6,9 @@ import { type ReferenceImages, readReferenceImages } from '../data/reference-ima
 import type { SchedulerName } from '../diffusion/scheduler-config.js';
 import type { State } from '../engine/engine.js';
 import { InputError } from '../errors.js';
-import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import { removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
+import { makeFolder } from '../formats/make-folder.js';
 import type { TextToImage } from '../pretrained/text-to-image.js';
 import type { TrainingListener } from '../training/events.js';
 
@@ -42,9 +43,7 @@ const ownName = /^class-\d+\.png$/;
  */
 export async function classImages(drawer: TextToImage, options: ClassImageOptions): Promise<ReferenceImages> {
   const { folder, prompt, count, seed, onEvent, resolution } = options;
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw outputError(folder, error);
-  });
+  await makeFolder(folder);
   await removeStaleTemporaries(folder);
   const there = new Set(await readdir(folder));
   const isPicture = (name: string): boolean => readableExtensions.has(extname(name).slice(1).toLowerCase());

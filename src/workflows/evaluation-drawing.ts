@@ -1,4 +1,4 @@
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
 import type { Engine } from '../engine/engine.js';
@@ -6,7 +6,8 @@ import { CancelledError, InputError } from '../errors.js';
 import { contentDigest } from '../evaluation/embedding-cache.js';
 import { promptFolderName } from '../evaluation/picture-folders.js';
 import { fillPrompt } from '../evaluation/protocol.js';
-import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import { removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { pathExists } from '../formats/path-exists.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
@@ -112,9 +113,7 @@ async function drawPrompt(
   const prompt = fillPrompt(subject.templates[p]!, `${token} ${subject.className}`);
   const files = drawnFiles(folder, subject, numImages)[p]!;
   const place = join(folder, promptFolderName(p, subject.texts[p]!));
-  await mkdir(place, { recursive: true }).catch((error: unknown) => {
-    throw outputError(place, error);
-  });
+  await makeFolder(place);
   await removeStaleTemporaries(place);
   for (let start = 0; start < numImages; start += drawer.batch) {
     const batch = files.slice(start, start + drawer.batch);
@@ -207,9 +206,7 @@ async function describe(task: Task, learnt: Learnt, options: EvaluationDrawing):
       `${folder}: these pictures were drawn from something else: ${changed.join(', ')}. Choose another --output, or remove this folder to have them drawn again.`,
     );
   }
-  await mkdir(folder, { recursive: true }).catch((error: unknown) => {
-    throw outputError(folder, error);
-  });
+  await makeFolder(folder);
   await writeFileAtomic(path, text);
 }
 

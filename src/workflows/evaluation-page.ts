@@ -1,4 +1,4 @@
-import { mkdir, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
 import { encodeThumbnail } from '../data/image-grid.js';
 import { readReferenceImages } from '../data/reference-images.js';
@@ -11,7 +11,8 @@ import {
   renderGallery,
 } from '../evaluation/gallery.js';
 import { promptFolderName } from '../evaluation/picture-folders.js';
-import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
+import { writeFileAtomic } from '../formats/atomic-file.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { packageVersion } from './environment.js';
 import type { Judged } from './evaluation-judging.js';
 import type { EvaluationPlan, PlannedMethod, PlannedSubject } from './evaluation-plan.js';
@@ -94,9 +95,7 @@ async function thumbnail(output: string, copy: string, file: string): Promise<st
   const [made, source] = await Promise.all([stat(path).catch(() => undefined), stat(file)]);
   if (!made || made.mtimeMs < source.mtimeMs) {
     const { images } = await readReferenceImages([file], { resolution: 1, smallestSide: 1 });
-    await mkdir(dirname(path), { recursive: true }).catch((error: unknown) => {
-      throw outputError(path, error);
-    });
+    await makeFolder(dirname(path));
     await writeFileAtomic(path, await encodeThumbnail(images[0]!, THUMBNAIL));
   }
   return copy.split(sep).join('/');

@@ -1,4 +1,4 @@
-import { mkdir, readdir } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
 import { readSubjectPrompt, type SubjectPrompt, unnamedSubjectWarnings } from '../data/prompts.js';
@@ -7,8 +7,9 @@ import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
 import { ModelError, OutputError, RunError, UsageError } from '../errors.js';
 import { slug } from '../evaluation/picture-folders.js';
-import { outputError, writeFileAtomic } from '../formats/atomic-file.js';
+import { writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
+import { makeFolder } from '../formats/make-folder.js';
 import { pathExists } from '../formats/path-exists.js';
 import { readSafetensorsFile } from '../formats/safetensors-file.js';
 import { emaName } from '../optim/ema.js';
@@ -254,9 +255,7 @@ async function readFactors(
 
 /** Makes the folder; gives the number that the next picture takes. */
 async function prepareFolder(output: string): Promise<number> {
-  await mkdir(output, { recursive: true }).catch((error: unknown) => {
-    throw outputError(output, error);
-  });
+  await makeFolder(output);
   const names = await readdir(output).catch((error: unknown) => {
     throw new OutputError(`${output}: the folder cannot be read.`, { cause: error });
   });

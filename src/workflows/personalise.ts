@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import {
   type BucketSettings,
@@ -7,7 +6,6 @@ import {
   type PictureSize,
   squareOf,
 } from '../data/aspect-buckets.js';
-import type { RgbImage } from '../data/image-grid.js';
 import {
   captionPrompt,
   readSubjectPrompt,
@@ -15,26 +13,20 @@ import {
   scenePrompts,
   unnamedSubjectWarnings,
 } from '../data/prompts.js';
-import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
+import { readReferenceImages } from '../data/reference-images.js';
 import type { Device } from '../engine/device.js';
-import type { Engine, State } from '../engine/engine.js';
-import { CancelledError, UsageError } from '../errors.js';
-import type { Json } from '../formats/json-config.js';
-import { pathExists } from '../formats/path-exists.js';
-import { adamw } from '../optim/adamw.js';
+import type { Engine } from '../engine/engine.js';
+import { UsageError } from '../errors.js';
 import { loraFromFactors } from '../pretrained/lora.js';
 import { writeLoraFiles } from '../pretrained/lora-file.js';
 import type { LoraDescription } from '../pretrained/lora-formats.js';
-import type { LocatedModel } from '../pretrained/model-reference.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
-import type { WeightedReward } from '../rewards/reward.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
 import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { LatentStore } from '../training/latent-store.js';
-import { Personalisation, type PersonalisationSettings, type RowText } from '../training/personalisation.js';
-import type { ObjectiveSettings } from '../training/personalisation-step.js';
+import { Personalisation, type RowText } from '../training/personalisation.js';
 import { ReferenceCache } from '../training/reference-cache.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
@@ -44,15 +36,12 @@ import { readEnvironment } from './environment.js';
 import { estimateMemory, type MemoryEstimate, type MemoryNeeds, requireMemory } from './memory-estimate.js';
 import { openRewards } from './open-rewards.js';
 import { ownEngine } from './own-engine.js';
-import {
-  completeSettings,
-  criticLearningRate,
-  isOfficial,
-  type PersonaliseSettings,
-  type PresetName,
-} from './personalisation-settings.js';
-import { completeRewards, rewardsAsJson } from './reward-spec.js';
-import { eventPictures, readSampleGrid, sampleGrid, writeRunReport } from './run-report.js';
+import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
+import { completeRewards } from './reward-spec.js';
+import { adjustableSettings, pixelDigests, runConfig } from './run-config.js';
+import { writeRunReport } from './run-report.js';
+import { methodName, stepSettings } from './step-settings.js';
+import { drawing, ValidationPictures } from './validation-pictures.js';
 
 export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseModelOptions {
   /** A folder of three to six photographs of the subject, or a list of files. */
@@ -204,44 +193,14 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     });
     cleanup.defer(() => run.close());
     for (const message of [...warnings, ...run.warnings]) onEvent?.({ kind: 'warning', message });
-    const draw = async (drawer: TextToImage, state: State, name: string): Promise<RgbImage[][]> => {
-      const requests = prompts.flatMap((prompt) =>
-        Array.from({ length: settings.numValidationImages }, (_, i) => ({ prompt, seed: settings.seed + i })),
-      );
-      const drawn = await drawing(
-        drawer.draw(requests, {
-          steps: settings.samplingSteps,
-          scheduler: settings.scheduler,
-          guidanceScale: settings.guidanceScale,
-          state,
-          onProgress: (done, total) => onEvent?.({ kind: 'stage', name, done, total }),
-          ...(signal ? { signal } : {}),
-        }),
-      );
-      return prompts.map((_, p) =>
-        drawn.slice(p * settings.numValidationImages, (p + 1) * settings.numValidationImages),
-      );
-    };
-
-    const pathOf = (step: number): string => join(run.path, runFiles.samples, gridName(step));
-    const readPictures = (step: number) =>
-      readSampleGrid(pathOf(step), prompts.length, settings.numValidationImages);
-    /** The pictures of a step, as a grid among the samples and for TensorBoard; what is there already is not drawn again. */
-    const validate = async (step: number, name: string, drawer: () => Promise<[TextToImage, State]>) => {
-      if (!(await pathExists(pathOf(step)))) {
-        const grid = await sampleGrid(await draw(...(await drawer()), name));
-        await run.writeSample(gridName(step), grid);
-        onEvent?.({ kind: 'samples', step, path: pathOf(step) });
-      }
-      if (run.tensorboard && !run.tensorboard.hasPictures(step)) {
-        await run.tensorboard.appendPictures(step, await eventPictures(prompts, await readPictures(step)));
-      }
-    };
-    const drawWith =
-      (factors: ReadonlyMap<string, Tensor>, drawn: Cleanup) => async (): Promise<[TextToImage, State]> => [
-        drawn.release(await TextToImage.create(model, engine, { resolution, lora })),
-        drawn.release(await engine.state(factors)),
-      ];
+    const validation = new ValidationPictures(model, engine, run, {
+      prompts,
+      settings,
+      resolution,
+      lora,
+      ...(onEvent ? { onEvent } : {}),
+      ...(signal ? { signal } : {}),
+    });
 
     // What the base model draws comes first, and its programs go before training starts: a step needs the memory.
     const { priors, texts } = await Cleanup.after(async (drawn) => {
@@ -270,7 +229,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           )
         : undefined;
       for (const message of pictures?.warnings ?? []) onEvent?.({ kind: 'warning', message });
-      await validate(0, 'drawing before', async () => [drawer, base]);
+      await validation.draw(0, 'drawing before', async () => [drawer, base]);
       const read = async (prompt: string) => ({
         embedding: await drawer.embed(prompt, base),
         tokens: model.tokenize(prompt).tokens,
@@ -326,8 +285,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           ...(priorLatents ? { priors: { latents: priorLatents, text: texts.class } } : {}),
           prompt: subject.instancePrompt,
           priorDigest: priors ? pixelDigests(priors).join(' ') : '',
-          validate: (step, factors) =>
-            Cleanup.after((drawn) => validate(step, `drawing at step ${step}`, drawWith(factors, drawn))),
+          validate: (step, factors) => validation.drawWith(step, `drawing at step ${step}`, factors),
           ...(onEvent ? { onEvent } : {}),
           ...(signal ? { signal } : {}),
         },
@@ -352,8 +310,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       loraDescription(model, subject, settings, resolution),
     );
     await personalisation.release();
-    await validate(settings.steps, 'drawing after', drawWith(factors, cleanup));
-    const [before, after] = [await readPictures(0), await readPictures(settings.steps)];
+    await validation.drawWith(settings.steps, 'drawing after', factors);
+    const [before, after] = [await validation.read(0), await validation.read(settings.steps)];
     const seconds = (performance.now() - started) / 1000;
     const report = await writeRunReport({
       run,
@@ -376,35 +334,6 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       files: [...files, report],
     });
     return { run: run.path, report, lora: files[0]!, kohyaLora: files[1]!, steps: settings.steps };
-  });
-}
-
-/** What a resumed run may change: what one would turn after a run went astray, or to go on longer; the model's place, as its digests tell which one it is. */
-const adjustableSettings = [
-  'learningRate',
-  'lrScheduler',
-  'lrWarmupSteps',
-  'criticLearningRate',
-  'maxGradNorm',
-  'rewardTimeout',
-  'onRewardFailure',
-  'steps',
-  'checkpointingSteps',
-  'cacheLatentsToDisk',
-  'validationSteps',
-  'reportTo',
-]
-  .map((key) => `settings.${key}`)
-  .concat('model');
-
-/** Pictures that are being drawn when the user stops have no state of their own to save; what is drawn already is kept. */
-function drawing<T>(work: Promise<T>): Promise<T> {
-  return work.catch((error: unknown) => {
-    if (!(error instanceof CancelledError)) throw error;
-    throw new CancelledError(
-      'Stopped while drawing pictures. What is done is kept; the same command with --resume-from-checkpoint latest goes on from there.',
-      { cause: error },
-    );
   });
 }
 
@@ -457,97 +386,6 @@ function cutting(
   return (picture) => nearestBucket(sizes, picture);
 }
 
-/** "dpg, look-forward reward" */
-function methodName(settings: PersonaliseSettings): string {
-  if (settings.method !== 'dpg') return settings.method;
-  const names = completeRewards(settings.reward, settings.rewardCombination).map((r) => r.name);
-  return `dpg, ${names.join(' + ')} reward`;
-}
-
-function objectiveSettings(
-  settings: PersonaliseSettings,
-  rewards: readonly WeightedReward[],
-): ObjectiveSettings {
-  const { method, snrGamma, gamma, policyGradient } = settings;
-  if (method !== 'dpg') return { method, ...(snrGamma === undefined ? {} : { snrGamma }) };
-  const rate = criticLearningRate(settings);
-  if (isOfficial(settings)) return { method: 'dpg look-forward', gamma, criticLearningRate: rate };
-  return {
-    method,
-    rewards,
-    combination: settings.rewardCombination,
-    lambda: settings.lambda,
-    criticTarget: settings.criticTarget,
-    criticLearningRate: rate,
-    ...(policyGradient === undefined ? {} : { policyGradient }),
-  };
-}
-
-function stepSettings(
-  settings: PersonaliseSettings,
-  rewards: readonly WeightedReward[],
-  lora: LoraSettings,
-  resolution: number,
-): PersonalisationSettings {
-  return {
-    objective: objectiveSettings(settings, rewards),
-    onRewardFailure: settings.onRewardFailure,
-    priorLossWeight: settings.priorLossWeight,
-    lora,
-    instances: settings.trainBatchSize,
-    priors: settings.withPriorPreservation ? settings.trainBatchSize : 0,
-    resolution,
-    ...(settings.noiseOffset > 0 ? { noiseOffset: settings.noiseOffset } : {}),
-    gradientAccumulationSteps: settings.gradientAccumulationSteps,
-    gradientCheckpointing: settings.gradientCheckpointing,
-    maxGradNorm: settings.maxGradNorm,
-    ema: settings.useEma,
-    optimizer: adamw({
-      beta1: settings.adamBeta1,
-      beta2: settings.adamBeta2,
-      epsilon: settings.adamEpsilon,
-      weightDecay: settings.adamWeightDecay,
-    }),
-    steps: settings.steps,
-    learningRate: settings.learningRate,
-    lrScheduler: settings.lrScheduler,
-    lrWarmupSteps: settings.lrWarmupSteps,
-    emaDecay: settings.emaDecay,
-    checkpointingSteps: settings.checkpointingSteps,
-    ...(settings.validationSteps === undefined ? {} : { validationSteps: settings.validationSteps }),
-    seed: settings.seed,
-  };
-}
-
-/** All that is needed to repeat the run, and to notice when something else is asked for. Pictures count by their pixels, not by their place. */
-function runConfig(
-  located: LocatedModel,
-  { variant, predictionType }: BaseModelOptions,
-  digests: Readonly<Record<string, string>>,
-  subject: SubjectPrompt,
-  resolution: number,
-  settings: PersonaliseSettings,
-  images: readonly ReferenceImage[],
-): Record<string, Json> {
-  const { checkpointsTotalLimit: _limit, reward, ...rest } = settings;
-  const kept = { ...rest, reward: rewardsAsJson(completeRewards(reward, settings.rewardCombination)) };
-  return {
-    model: located.identity,
-    // The default is left out, so that runs from before there was a choice can be gone on with.
-    ...(variant === undefined || variant === 'full' ? {} : { variant }),
-    ...(predictionType && { predictionType }),
-    modelDigests: digests,
-    instancePrompt: subject.instancePrompt,
-    classPrompt: subject.classPrompt,
-    images: pixelDigests(images),
-    settings: { ...(JSON.parse(JSON.stringify(kept)) as Record<string, Json>), resolution },
-  };
-}
-
-function pixelDigests(images: readonly ReferenceImage[]): string[] {
-  return images.map((image) => createHash('sha256').update(image.pixels).digest('hex').slice(0, 16));
-}
-
 function truncations(model: StableDiffusion, prompts: readonly string[]): string[] {
   return [...new Set(prompts)].flatMap((prompt) => {
     const { truncatedText } = model.tokenize(prompt);
@@ -587,5 +425,3 @@ function reportNotes(shipped: boolean): string[] {
   }
   return notes;
 }
-
-const gridName = (step: number): string => `step-${String(step).padStart(6, '0')}.png`;

@@ -1,0 +1,118 @@
+import { join } from 'node:path';
+import type { RgbImage } from '../data/image-grid.js';
+import type { Engine, State } from '../engine/engine.js';
+import { CancelledError } from '../errors.js';
+import { pathExists } from '../formats/path-exists.js';
+import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import { TextToImage } from '../pretrained/text-to-image.js';
+import type { Tensor } from '../tensor/tensor.js';
+import type { TrainingListener } from '../training/events.js';
+import { type RunFolder, runFiles } from '../training/run-folder.js';
+import { Cleanup } from './cleanup.js';
+import type { PersonaliseSettings } from './personalisation-settings.js';
+import { eventPictures, readSampleGrid, sampleGrid } from './run-report.js';
+
+export interface ValidationSettings {
+  readonly prompts: readonly string[];
+  readonly settings: Pick<
+    PersonaliseSettings,
+    'numValidationImages' | 'seed' | 'samplingSteps' | 'scheduler' | 'guidanceScale'
+  >;
+  readonly resolution: number;
+  readonly lora: LoraSettings;
+  readonly onEvent?: TrainingListener;
+  readonly signal?: AbortSignal;
+}
+
+/** The pictures by which a run is watched: the same prompts from the same noise before, between and after, kept as a grid a step among the run's samples. */
+export class ValidationPictures {
+  readonly #grid: readonly [prompts: number, pictures: number];
+
+  constructor(
+    private readonly model: StableDiffusion,
+    private readonly engine: Engine,
+    private readonly run: RunFolder,
+    private readonly options: ValidationSettings,
+  ) {
+    this.#grid = [options.prompts.length, options.settings.numValidationImages];
+  }
+
+  /**
+   * Draws the pictures of a step, for the samples and for TensorBoard; what is there already is not drawn again.
+   *
+   * @param name of the stage, in progress.
+   * @param drawer is only asked for when there is something to draw.
+   * @throws CancelledError when the signal is raised.
+   */
+  async draw(
+    step: number,
+    name: string,
+    drawer: () => Promise<readonly [TextToImage, State]>,
+  ): Promise<void> {
+    const { run } = this;
+    const path = this.#pathOf(step);
+    if (!(await pathExists(path))) {
+      const grid = await sampleGrid(await this.#drawn(...(await drawer()), name));
+      await run.writeSample(gridName(step), grid);
+      this.options.onEvent?.({ kind: 'samples', step, path });
+    }
+    if (run.tensorboard && !run.tensorboard.hasPictures(step)) {
+      await run.tensorboard.appendPictures(
+        step,
+        await eventPictures(this.options.prompts, await this.read(step)),
+      );
+    }
+  }
+
+  /** The same with low-rank factors, by the names of their inputs, on programs that are made for it and released again. */
+  drawWith(step: number, name: string, factors: ReadonlyMap<string, Tensor>): Promise<void> {
+    const { resolution, lora } = this.options;
+    return Cleanup.after((drawn) =>
+      this.draw(step, name, async () => [
+        drawn.release(await TextToImage.create(this.model, this.engine, { resolution, lora })),
+        drawn.release(await this.engine.state(factors)),
+      ]),
+    );
+  }
+
+  /** The pictures of a step that were drawn before, by prompt. */
+  read(step: number): Promise<RgbImage[][]> {
+    return readSampleGrid(this.#pathOf(step), ...this.#grid);
+  }
+
+  #pathOf(step: number): string {
+    return join(this.run.path, runFiles.samples, gridName(step));
+  }
+
+  async #drawn(drawer: TextToImage, state: State, name: string): Promise<RgbImage[][]> {
+    const { prompts, settings, onEvent, signal } = this.options;
+    const count = settings.numValidationImages;
+    const requests = prompts.flatMap((prompt) =>
+      Array.from({ length: count }, (_, i) => ({ prompt, seed: settings.seed + i })),
+    );
+    const pictures = await drawing(
+      drawer.draw(requests, {
+        steps: settings.samplingSteps,
+        scheduler: settings.scheduler,
+        guidanceScale: settings.guidanceScale,
+        state,
+        onProgress: (done, total) => onEvent?.({ kind: 'stage', name, done, total }),
+        ...(signal ? { signal } : {}),
+      }),
+    );
+    return prompts.map((_, p) => pictures.slice(p * count, (p + 1) * count));
+  }
+}
+
+/** Pictures that are being drawn when the user stops have no state of their own to save; what is drawn already is kept. */
+export function drawing<T>(work: Promise<T>): Promise<T> {
+  return work.catch((error: unknown) => {
+    if (!(error instanceof CancelledError)) throw error;
+    throw new CancelledError(
+      'Stopped while drawing pictures. What is done is kept; the same command with --resume-from-checkpoint latest goes on from there.',
+      { cause: error },
+    );
+  });
+}
+
+const gridName = (step: number): string => `step-${String(step).padStart(6, '0')}.png`;
