@@ -7,9 +7,14 @@
 3. xl_kohya.safetensors and xl_peft.safetensors, loaded into a small SDXL pipeline, must change its weights by alpha / rank * up @ down.
 4. test/goldens/lora/applied.safetensors: what the sd1-tiny checkpoint computes with pytorch_lora_weights.safetensors at 0.7 and convolutions.safetensors at -0.5
    loaded as adapters, and the weights that fuse_lora makes of them.
+5. test/goldens/lora/half.safetensors: a LoRA for the sdxl-tiny checkpoint, whose weights are float16, and test/goldens/lora/half_fused.safetensors: the weights
+   that diffusers saves as float16 after fuse_lora at 0.7, computed in float32 and in float16.
 
 Needs: pip install torch diffusers transformers 'peft>=0.22' safetensors
 """
+
+import tempfile
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -191,6 +196,60 @@ def applied():
     save_file(results, f"{FOLDER}/applied.safetensors")
 
 
+HALF_MODEL = "test/goldens/models/sdxl-tiny"
+HALF_TARGETS = {
+    "unet": [
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+        "down_blocks.2.attentions.1.transformer_blocks.1.attn2.to_k",
+        "mid_block.attentions.0.proj_in",
+        "mid_block.resnets.0.conv1",
+        "up_blocks.0.attentions.2.transformer_blocks.0.ff.net.2",
+        "up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_out.0",
+    ],
+    "text_encoder": ["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc1"],
+    "text_encoder_2": ["encoder.layers.1.self_attn.v_proj", "encoder.layers.0.self_attn.out_proj"],
+}
+
+
+def half_pipeline(dtype):
+    return StableDiffusionXLPipeline.from_pretrained(HALF_MODEL, variant="fp16", torch_dtype=dtype, add_watermarker=False)
+
+
+def half():
+    generator = torch.Generator().manual_seed(4)
+    pipe = half_pipeline(torch.float32)
+    layers, metadata = {}, {}
+    for component, targets in HALF_TARGETS.items():
+        model = getattr(pipe, component)
+        names = [n for n, _ in model.named_modules() if any(n.removeprefix("text_model.") == t for t in targets)]
+        assert len(names) == len(targets)
+        config = LoraConfig(r=3, lora_alpha=2, target_modules=names)
+        model.add_adapter(config)
+        for name, p in model.named_parameters():
+            if ".lora_" in name:
+                p.data.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+        layers[component] = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+        metadata[component] = {**config.to_dict(), "target_modules": sorted(names)}
+    arguments = {f"{c}_lora_layers": v for c, v in layers.items()} | {f"{c}_lora_adapter_metadata": v for c, v in metadata.items()}
+    StableDiffusionXLPipeline.save_lora_weights(FOLDER, weight_name="half.safetensors", **arguments)
+
+    results = {}
+    for dtype in (torch.float32, torch.float16):
+        pipe = half_pipeline(dtype)
+        pipe.load_lora_weights(FOLDER, weight_name="half.safetensors")
+        pipe.fuse_lora(lora_scale=0.7)
+        pipe.unload_lora_weights()
+        with tempfile.TemporaryDirectory() as folder:
+            pipe.to(torch.float16).save_pretrained(folder, variant="fp16")
+            for component, targets in HALF_TARGETS.items():
+                stem = "diffusion_pytorch_model" if component == "unet" else "model"
+                before, after = (load_file(Path(f) / component / f"{stem}.fp16.safetensors") for f in (HALF_MODEL, folder))
+                changed = [k for k in after if not torch.equal(after[k], before[k])]
+                assert len(changed) == len(targets), (component, changed)
+                results |= {f"{str(dtype).removeprefix('torch.')}.{component}.{k}": after[k] for k in changed}
+    save_file(results, f"{FOLDER}/half_fused.safetensors")
+
+
 def main():
     check("peft", load_file(f"{FOLDER}/pytorch_lora_weights.safetensors"), ["unet", "text_encoder"])
     kohya = load_file(f"{FOLDER}/kohya_lora_weights.safetensors")
@@ -200,8 +259,7 @@ def main():
     check_xl("xl_kohya.safetensors", ["unet"])
     applied()
     save_as_diffusers()
-
-
+    half()
 
 if __name__ == "__main__":
     main()

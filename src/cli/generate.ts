@@ -4,8 +4,8 @@ import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
 import {
   choiceOption,
-  flagOption,
   loraOption,
+  modelSourceOptions,
   numberOption,
   predictionTypeOption,
   repeatedOption,
@@ -36,6 +36,7 @@ export function createGenerateCommand(
     '--use-karras-sigmas',
     "Noise levels of euler and dpm as Karras et al. space them (default: the model's own)",
   );
+  const [variant, offline] = modelSourceOptions("the run's, or full");
   const command = createCommand('generate', terminal)
     .usage('--prompt TEXT --output DIR [--run DIR] [FLAGS]')
     .addOption(textOption('--run <dir>', 'Run folder that "portrayal train" wrote'))
@@ -45,14 +46,8 @@ export function createGenerateCommand(
         "Model folder, single .safetensors file, or org/name of the Hugging Face hub (default: the run's, or the shipped base)",
       ),
     )
-    .addOption(
-      choiceOption(
-        '--variant <name>',
-        "Weights of the model: full, or fp16 at half the size (default: the run's, or full)",
-        ['full', 'fp16'],
-      ),
-    )
-    .addOption(flagOption('--offline', 'Open no connection: a model of the hub has to be on this machine'))
+    .addOption(variant)
+    .addOption(offline)
     .addOption(predictionTypeOption())
     .addOption(loraOption('A LoRA to draw with; may be given several times, each with a weight (default: 1)'))
     .addOption(repeatedOption('--prompt <text>', 'What to draw; may be given several times'))

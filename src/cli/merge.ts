@@ -1,7 +1,7 @@
 import type { MergeOptions } from '../workflows/merge.js';
 import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
-import { loraOption, textOption } from './option.js';
+import { loraOption, modelSourceOptions, textOption } from './option.js';
 import { progressListener } from './progress.js';
 
 type Merge = (options: MergeOptions) => Promise<string>;
@@ -19,14 +19,17 @@ export function createMergeCommand(
   terminal: Parameters<CommandFactory>[0],
   merge: Merge,
 ): ReturnType<CommandFactory> {
+  const [variant, offline] = modelSourceOptions();
   const command = createCommand('merge', terminal)
-    .usage('--model PATH --lora FILE[:WEIGHT] --output PATH')
+    .usage('--model MODEL --lora FILE[:WEIGHT] --output PATH')
     .addOption(
       textOption(
-        '--model, --pretrained-model-name-or-path <path>',
-        'Diffusers model folder, or single .safetensors file',
+        '--model, --pretrained-model-name-or-path <model>',
+        'Diffusers model folder, single .safetensors file, or org/name of the Hugging Face hub',
       ),
     )
+    .addOption(variant)
+    .addOption(offline)
     .addOption(loraOption('What to bake in; may be given several times, each with a weight (default: 1)'))
     .addOption(
       textOption(
@@ -41,6 +44,8 @@ export function createMergeCommand(
       pretrainedModelNameOrPath: string;
       lora: MergeOptions['loras'];
       output: string;
+      variant?: MergeOptions['variant'];
+      offline?: true;
     }>();
     const listener = progressListener(terminal.err);
     const path = await interruptible(
@@ -51,6 +56,8 @@ export function createMergeCommand(
           model: flags.pretrainedModelNameOrPath,
           loras: flags.lora,
           output: flags.output,
+          variant: flags.variant,
+          offline: flags.offline,
           onEvent: listener,
           signal,
         }),

@@ -102,6 +102,18 @@ export function predictionTypeOption(): Option {
   );
 }
 
+/** Which weights of a model to take, and whether to ask the hub for it. */
+export function modelSourceOptions(variant = 'full'): [Option, Option] {
+  return [
+    choiceOption(
+      '--variant <name>',
+      `Weights of the model: full, or fp16 at half the size (default: ${variant})`,
+      ['full', 'fp16'],
+    ),
+    flagOption('--offline', 'Open no connection: a model of the hub has to be on this machine'),
+  ];
+}
+
 /** `--scheduler`, the same wherever pictures are drawn. */
 export function schedulerOption(): Option {
   return choiceOption(

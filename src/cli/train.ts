@@ -8,7 +8,7 @@ import { interruptible } from './interrupt.js';
 import {
   choiceOption,
   fixedOption,
-  flagOption,
+  modelSourceOptions,
   numberOption,
   predictionTypeOption,
   repeatedOption,
@@ -76,11 +76,7 @@ export function createTrainCommand(
       '--model, --pretrained-model-name-or-path <model>',
       'Model folder, single .safetensors file, or org/name of the Hugging Face hub (default: the shipped base)',
     ),
-    choiceOption('--variant <name>', 'Weights of the model: full, or fp16 at half the size (default: full)', [
-      'full',
-      'fp16',
-    ]),
-    flagOption('--offline', 'Open no connection: a model of the hub has to be on this machine'),
+    ...modelSourceOptions(),
     predictionTypeOption(),
     textOption('--output, --output-dir <dir>', 'Run folder to write'),
     choiceOption(

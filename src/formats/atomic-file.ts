@@ -9,6 +9,13 @@ export type FileContents = Uint8Array | string | Iterable<Uint8Array> | AsyncIte
 /** Temporary names are hidden files that no reader of a folder takes for its own: `.model.safetensors.1f2e3d4c5b6a7988.partial`. */
 const temporaryName = /^\..+\.[0-9a-f]{16}\.partial$/;
 
+/** The names, among those of a folder's entries, of what writers of one file or folder in it have not finished. */
+export function temporariesOf(name: string, entries: readonly string[]): string[] {
+  return entries.filter(
+    (e) => temporaryName.test(e) && e.replace(/\.[0-9a-f]{16}\.partial$/, '') === `.${name}`,
+  );
+}
+
 /** What each refusal of the operating system means to the person at the keyboard. */
 const remedies: Readonly<Record<string, string>> = {
   ENOSPC: 'the disk is full; free some space, or choose another folder',

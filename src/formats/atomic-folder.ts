@@ -1,18 +1,9 @@
 import { randomBytes } from 'node:crypto';
-import { lstat, mkdir, rename, rm } from 'node:fs/promises';
+import { mkdir, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { OutputError } from '../errors.js';
 import { flushFolder, outputError } from './atomic-file.js';
-
-/** @throws OutputError when there is anything at the path. */
-export async function requireFree(path: string): Promise<void> {
-  const found = await lstat(path).catch(() => undefined);
-  if (found !== undefined) {
-    throw new OutputError(
-      `${path} exists already and is not overwritten. Choose another path, or remove it first.`,
-    );
-  }
-}
+import { requireFree } from './new-path.js';
 
 /**
  * Writes a new folder so that whoever looks finds it whole or not at all: `fill` writes into a hidden folder beside it, which takes the final name at the end.

@@ -254,12 +254,13 @@ export function parseConfig(text: string, file: string): Config {
 }
 
 /**
- * Parses JSON, with a `ModelError` that names the file when it is malformed. A byte order mark is skipped; `Infinity` and `-Infinity`, which Python writes, are understood.
+ * Parses JSON, with a `ModelError` that names the file when it is malformed. A byte order mark is skipped. Python writes what JSON cannot hold: `Infinity` and
+ * `-Infinity` are understood, and `NaN` becomes that text, for whoever wants a number to refuse by name.
  */
 export function parseJson(text: string, file: string): Json {
   let value: Json;
   try {
-    value = JSON.parse(withoutInfinity(text.replace(/^\uFEFF/, ''))) as Json;
+    value = JSON.parse(withPythonNumbers(text.replace(/^\uFEFF/, ''))) as Json;
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     throw new ModelError(`${file} is not valid JSON (${reason}). The file may be cut short; get it again.`, {
@@ -271,10 +272,11 @@ export function parseJson(text: string, file: string): Json {
   return value;
 }
 
-/** Infinities outside of strings as numbers too large for a double, which JavaScript reads as infinite. */
-function withoutInfinity(text: string): string {
-  if (!text.includes('Infinity')) return text;
-  return text.replace(/"(?:[^"\\]|\\.)*"|\bInfinity\b/g, (part) => (part === 'Infinity' ? '1e999' : part));
+/** Python's words for numbers, outside of strings: infinities as numbers too large for a double, which JavaScript reads as infinite. */
+function withPythonNumbers(text: string): string {
+  if (!/Infinity|NaN/.test(text)) return text;
+  const words: Readonly<Record<string, string>> = { Infinity: '1e999', NaN: '"NaN"' };
+  return text.replace(/"(?:[^"\\]|\\.)*"|\b(?:Infinity|NaN)\b/g, (part) => words[part] ?? part);
 }
 
 /** Whether a JSON value is an object: neither null nor a list. */

@@ -89,6 +89,11 @@ export function familyName(family: ModelFamily): string {
   return families[family].name;
 }
 
+/** What the family's published models multiply latents by, so that their standard deviation is about 1. */
+export function familyScalingFactor(family: ModelFamily): number {
+  return families[family].scalingFactor;
+}
+
 /**
  * The configurations of a model by the shapes of its tensors; what shapes do not tell is as the family's published models have it.
  *

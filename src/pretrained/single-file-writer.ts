@@ -17,7 +17,7 @@ import { modelFamily } from './model-family.js';
 import type { ComponentName, ModelFolder } from './model-folder.js';
 import { singleFilePrefixes } from './single-file.js';
 import { reshapedWeight, type Weight, weightShape, weightStream } from './weight.js';
-import { openWeights } from './weights.js';
+import { openWeights, type Variant } from './weights.js';
 
 /** A single file's tensors and its header. */
 export interface SingleFileContents {
@@ -36,14 +36,18 @@ const readers = {
 /**
  * What a model's folder is as a single file, with the names that the family's original checkpoints have.
  *
+ * @param variant the weights to take where the folder has both; the full ones by default.
  * @throws ModelError when the model has settings that do not follow from names and shapes, so that a reader of the single file would compute something else.
  */
-export async function singleFileContents(folder: ModelFolder): Promise<SingleFileContents> {
+export async function singleFileContents(
+  folder: ModelFolder,
+  variant?: Variant,
+): Promise<SingleFileContents> {
   const family = modelFamily(folder);
   const weights: Partial<Record<keyof FamilyWeights, ComponentWeights>> = {};
   for (const name of ['unet', 'vae', 'text_encoder', 'text_encoder_2'] as const) {
     const component = folder.components[name];
-    if (component !== undefined) weights[name] = (await openWeights(component)).weights;
+    if (component !== undefined) weights[name] = (await openWeights(component, variant)).weights;
   }
   const { unet, vae, text_encoder: text, text_encoder_2: second } = weights as FamilyWeights;
   const { predictionType: prediction } = readScheduler(folder.components.scheduler.config).schedule;

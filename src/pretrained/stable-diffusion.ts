@@ -33,6 +33,7 @@ import {
   type TextEncoderRole,
   type TextNetwork,
 } from './pipeline-kind.js';
+import { scalingFactorWarning } from './scaling-factor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
 import { weightShape } from './weight.js';
 import {
@@ -113,6 +114,8 @@ export class StableDiffusion {
     readonly scheduler: Scheduler,
     /** Whether guidance without a negative prompt leads away from an embedding of zeros rather than from the empty prompt. */
     readonly zerosForEmptyPrompt: boolean,
+    /** What is odd about the model and may be meant so, to be told. */
+    readonly warnings: readonly string[],
     private readonly textEncoders: readonly TextEncoder[],
     private readonly weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
   ) {}
@@ -136,6 +139,7 @@ export class StableDiffusion {
         `${unet.folder}: the denoiser takes ${unetConfig.inChannels} channels, but the autoencoder beside it gives ${vaeConfig.latentChannels}. In-painting and up-scaling models are not supported; use a text-to-image model.`,
       );
     }
+    const warning = scalingFactorWarning(folder, vaeConfig);
     const textEncoders: TextEncoder[] = [];
     for (const role of kind.textEncoders) textEncoders.push(await openTextEncoder(folder, role, variant));
     const weights = { unet: await openWeights(unet, variant), vae: await openWeights(vae, variant) };
@@ -148,6 +152,7 @@ export class StableDiffusion {
       vaeConfig,
       readScheduler(scheduler.config),
       folder.index.boolean('force_zeros_for_empty_prompt', kind.zerosForEmptyPrompt),
+      warning === undefined ? [] : [warning],
       textEncoders,
       weights,
     );

@@ -22,21 +22,30 @@ export interface BaseModelOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Finds the model that the options name, downloading it if need be, and opens it. */
-export async function openBaseModel({
-  model: reference = shippedModelPath(),
+/** Finds the model that the options name, downloading it if need be. */
+export function locateBaseModel({
+  model = shippedModelPath(),
   variant,
-  predictionType,
   offline,
   onEvent,
   signal,
-}: BaseModelOptions): Promise<{ model: StableDiffusion; located: LocatedModel }> {
-  const located = await locateModel(reference, {
+}: BaseModelOptions): Promise<LocatedModel> {
+  return locateModel(model, {
     variant,
     offline,
     signal,
     onProgress: (progress) => onEvent?.({ kind: 'download', ...progress }),
     onWarning: (message) => onEvent?.({ kind: 'warning', message }),
   });
-  return { model: await StableDiffusion.open(located.path, { variant, predictionType }), located };
+}
+
+/** Finds the model that the options name, and opens it. */
+export async function openBaseModel(
+  options: BaseModelOptions,
+): Promise<{ model: StableDiffusion; located: LocatedModel }> {
+  const { variant, predictionType, onEvent } = options;
+  const located = await locateBaseModel(options);
+  const model = await StableDiffusion.open(located.path, { variant, predictionType });
+  for (const message of model.warnings) onEvent?.({ kind: 'warning', message });
+  return { model, located };
 }

@@ -1,20 +1,23 @@
 import { stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { UsageError } from '../errors.js';
-import { requireFree, writeFolderAtomic } from '../formats/atomic-folder.js';
+import { writeFolderAtomic } from '../formats/atomic-folder.js';
+import { makingNew } from '../formats/new-path.js';
 import type { SafetensorsContents } from '../formats/safetensors.js';
 import {
   readSafetensorsFile,
   writeSafetensorsFile,
   writeTensorStreams,
 } from '../formats/safetensors-file.js';
-import type { ModelFamily, PredictionType } from '../pretrained/architectures.js';
+import type { ModelFamily } from '../pretrained/architectures.js';
 import { type Lora, loraFamily } from '../pretrained/lora.js';
 import { diffusersContents, kohyaContents, parseLora, peftContents } from '../pretrained/lora-formats.js';
+import { inPrecision, inSourcePrecision, type SavePrecision } from '../pretrained/lora-precision.js';
 import { writeModelFolder } from '../pretrained/model-folder-writer.js';
 import { openModel } from '../pretrained/open-model.js';
 import { readSingleFile } from '../pretrained/single-file.js';
 import { singleFileContents } from '../pretrained/single-file-writer.js';
+import { type BaseModelOptions, locateBaseModel } from './base-model.js';
 
 /** How LoRA files spell their keys: PEFT's for diffusers, kohya's for ComfyUI, AUTOMATIC1111 and Forge, or diffusers' own. */
 export type LoraFormat = 'peft' | 'kohya' | 'diffusers';
@@ -25,23 +28,31 @@ export interface ConvertLoraOptions {
   /** The LoRA file, in any of the usual spellings. */
   readonly lora: string;
   readonly format: LoraFormat;
+  /** The type of the factors; by default the one that they have. */
+  readonly savePrecision?: SavePrecision | undefined;
   /** The new file; nothing may be there yet. */
   readonly output: string;
 }
 
 /**
- * Writes a LoRA in another spelling. Names, ranks and alphas survive the way there and back; what the file's header says about the training is kept.
+ * Writes a LoRA in another spelling. Names, ranks and alphas survive the way there and back; what the file's header says about the training is kept. Factors keep their
+ * type; where a format has no place for alpha, those that it is multiplied into are in float32 if their own type cannot hold the product.
  *
  * @returns the path of what was written.
- * @throws ModelError when the file is no LoRA that can be read; OutputError when the output is there already or cannot be written.
+ * @throws ModelError when the file is no LoRA that can be read, or has values that the type cannot hold; OutputError when the output is there already, is being written
+ *   by another process, or cannot be written.
  */
-export async function convertLora({ lora: file, format, output }: ConvertLoraOptions): Promise<string> {
-  await requireFree(output);
-  const source = await readSafetensorsFile(file);
-  const lora = parseLora(source, file);
-  const { tensors, metadata } = loraWriters[format](lora, source.metadata, file);
-  await writeSafetensorsFile(output, tensors, new Map([...keptNotes(source.metadata), ...metadata]));
-  return output;
+export async function convertLora(options: ConvertLoraOptions): Promise<string> {
+  const { lora: file, format, savePrecision, output } = options;
+  return makingNew(output, async () => {
+    const source = await readSafetensorsFile(file);
+    const written = loraWriters[format](parseLora(source, file), source.metadata, file);
+    const { tensors, metadata } = savePrecision
+      ? inPrecision(written, savePrecision, file)
+      : inSourcePrecision(written, source.tensors);
+    await writeSafetensorsFile(output, tensors, new Map([...keptNotes(source.metadata), ...metadata]));
+    return output;
+  });
 }
 
 type LoraWriter = (lora: Lora, notes: ReadonlyMap<string, string>, file: string) => SafetensorsContents;
@@ -74,36 +85,37 @@ function keptNotes(metadata: ReadonlyMap<string, string>): Map<string, string> {
   return new Map([...metadata].filter(([key]) => /^(ss_|modelspec\.)/.test(key) && !/hash/i.test(key)));
 }
 
-export interface ConvertModelOptions {
-  /** A diffusers model folder, which becomes a single file, or a single file, which becomes a folder. */
+export interface ConvertModelOptions extends BaseModelOptions {
+  /** A diffusers model folder or a model of the Hugging Face hub, which becomes a single file, or a single file, which becomes a folder. */
   readonly model: string;
   /** The new file or folder; nothing may be there yet. */
   readonly output: string;
-  /** What the denoiser predicts, where the model does not say it, or says it wrongly. */
-  readonly predictionType?: PredictionType;
 }
 
 /**
  * Turns a diffusers folder into a single-file checkpoint with the original names, or the other way round. Weights keep their types and pass through one by one.
  *
  * @returns the path of what was written.
- * @throws ModelError when the model cannot be read, or has settings that a single file cannot express; OutputError when the output is there already or cannot be
- *   written.
+ * @throws ModelError when the model cannot be read, or has settings that a single file cannot express; HubError when the hub cannot give it; OutputError when the
+ *   output is there already, is being written by another process, or cannot be written.
  */
-export async function convertModel({ model, output, predictionType }: ConvertModelOptions): Promise<string> {
-  await requireFree(output);
-  const found = await stat(model).catch(() => undefined);
-  if (found?.isFile()) {
-    const single = await readSingleFile(model, predictionType);
-    await writeFolderAtomic(output, (folder) => writeModelFolder(folder, single));
+export async function convertModel(options: ConvertModelOptions): Promise<string> {
+  const { output, predictionType, variant } = options;
+  return makingNew(output, async () => {
+    const { path } = await locateBaseModel(options);
+    const found = await stat(path).catch(() => undefined);
+    if (found?.isFile()) {
+      const single = await readSingleFile(path, predictionType);
+      await writeFolderAtomic(output, (folder) => writeModelFolder(folder, single));
+      return output;
+    }
+    if (!/\.safetensors$/i.test(output)) {
+      throw new UsageError(
+        `--output ${output}: a folder becomes a single file, whose name has to end in .safetensors.`,
+      );
+    }
+    const { tensors, metadata } = await singleFileContents(await openModel(path, predictionType), variant);
+    await writeTensorStreams(output, tensors, metadata);
     return output;
-  }
-  if (!/\.safetensors$/i.test(output)) {
-    throw new UsageError(
-      `--output ${output}: a folder becomes a single file, whose name has to end in .safetensors.`,
-    );
-  }
-  const { tensors, metadata } = await singleFileContents(await openModel(model, predictionType));
-  await writeTensorStreams(output, tensors, metadata);
-  return output;
+  });
 }

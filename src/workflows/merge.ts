@@ -3,9 +3,10 @@ import { mkdir, readdir, stat } from 'node:fs/promises';
 import { join, relative, resolve } from 'node:path';
 import { CancelledError, UsageError } from '../errors.js';
 import { writeFileAtomic } from '../formats/atomic-file.js';
-import { requireFree, writeFolderAtomic } from '../formats/atomic-folder.js';
+import { writeFolderAtomic } from '../formats/atomic-folder.js';
 import { isObject } from '../formats/json-config.js';
 import { readConfigFile } from '../formats/json-config-file.js';
+import { makingNew } from '../formats/new-path.js';
 import type { TensorStream } from '../formats/safetensors.js';
 import { openSafetensors, type SafetensorsFile, writeTensorStreams } from '../formats/safetensors-file.js';
 import { combineLoras, fittedLora } from '../pretrained/lora.js';
@@ -14,21 +15,23 @@ import { modelFamily } from '../pretrained/model-family.js';
 import type { ComponentName, ModelFolder } from '../pretrained/model-folder.js';
 import { openModel } from '../pretrained/open-model.js';
 import { weightShape } from '../pretrained/weight.js';
-import { layerWeight, openWeights, type WeightSet } from '../pretrained/weights.js';
+import { layerWeight, openWeights, type Variant, type WeightSet } from '../pretrained/weights.js';
 import type { TrainingListener } from '../training/events.js';
+import { type BaseModelOptions, locateBaseModel } from './base-model.js';
 import { type LoraChoice, readLoras } from './lora-choice.js';
 
-export interface MergeOptions {
-  /** A diffusers model folder or a single-file checkpoint. */
+/** Of the model's settings `variant` says which weights are changed, and copied, where a folder has both. */
+export interface MergeOptions extends Omit<BaseModelOptions, 'model' | 'predictionType'> {
+  /** A diffusers model folder, a single-file checkpoint, or a model of the Hugging Face hub. */
   readonly model: string;
   /** What is added to its weights, one on top of the other. */
   readonly loras: readonly LoraChoice[];
   /** The new folder, or the new file when the model is a file. Nothing may be there yet. */
   readonly output: string;
-  /** Told of the tensors written so far. */
-  readonly onEvent?: TrainingListener;
+  /** Told of the tensors written so far, and of a download. */
+  readonly onEvent?: TrainingListener | undefined;
   /** Stops between two tensors; nothing is left behind. */
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Weights of any library and format. */
@@ -40,18 +43,22 @@ const indexFile = /\.index(\.fp16)?\.json$|\.index\.fp16\.json$/;
  * had. All else of the model is copied as it is. Tensors pass through one by one, so that memory does not grow with the model.
  *
  * @returns the path of what was written.
- * @throws UsageError without a LoRA; ModelError for files that cannot be read, or a LoRA for another base; OutputError when the output is there already or cannot be
- *   written; CancelledError when the signal is raised. In all these cases nothing is written.
+ * @throws UsageError without a LoRA; ModelError for files that cannot be read, or a LoRA for another base; HubError when the hub cannot give the model; OutputError
+ *   when the output is there already, is being written by another process, or cannot be written; CancelledError when the signal is raised. In all these cases nothing is written.
  */
 export async function mergeLoras(options: MergeOptions): Promise<string> {
-  const { model, loras, output } = options;
+  const { loras, output } = options;
   if (loras.length === 0)
     throw new UsageError(
       'There is nothing to merge. Give at least one LoRA, for example --lora style.safetensors:0.8.',
     );
-  await requireFree(output);
-  const folder = await openModel(model);
-  const sets = await adaptableWeights(folder);
+  return makingNew(output, () => merge(options));
+}
+
+async function merge(options: MergeOptions): Promise<string> {
+  const { loras, output, variant } = options;
+  const folder = await openModel((await locateBaseModel(options)).path);
+  const sets = await adaptableWeights(folder, variant);
   const family = modelFamily(folder);
   const shapeOf = (module: string) => {
     const weight = layerWeight(sets, module);
@@ -72,11 +79,11 @@ export async function mergeLoras(options: MergeOptions): Promise<string> {
 /** The components that a LoRA may change. */
 const adaptable: readonly ComponentName[] = ['unet', 'text_encoder', 'text_encoder_2'];
 
-async function adaptableWeights(folder: ModelFolder): Promise<WeightSet[]> {
+async function adaptableWeights(folder: ModelFolder, variant?: Variant): Promise<WeightSet[]> {
   const sets: WeightSet[] = [];
   for (const name of adaptable) {
     const component = folder.components[name];
-    if (component !== undefined) sets.push(await openWeights(component));
+    if (component !== undefined) sets.push(await openWeights(component, variant));
   }
   return sets;
 }

@@ -146,7 +146,7 @@ test('merge and convert pass their flags on and write the path of what they made
   let asked: unknown;
   const record = async (options: object): Promise<string> => {
     const { onEvent: _onEvent, signal: _signal, ...plain } = options as Record<string, unknown>;
-    asked = plain;
+    asked = Object.fromEntries(Object.entries(plain).filter(([, value]) => value !== undefined));
     return 'made';
   };
   const commands = {
@@ -162,9 +162,15 @@ test('merge and convert pass their flags on and write the path of what they made
     '--lora',
     'C:\\d.safetensors:-1e-1',
   ];
-  assert.deepEqual(await callMain(['merge', '--model', 'm', ...loras, '--output', 'o'], commands), done);
+  const source = ['--variant', 'fp16', '--offline'];
+  assert.deepEqual(
+    await callMain(['merge', '--model', 'm', ...source, ...loras, '--output', 'o'], commands),
+    done,
+  );
   assert.deepEqual(asked, {
     model: 'm',
+    variant: 'fp16',
+    offline: true,
     loras: [
       { file: 'a.safetensors', weight: 0.8 },
       { file: 'b:c.safetensors' },
@@ -175,15 +181,24 @@ test('merge and convert pass their flags on and write the path of what they made
   const lora = ['convert', '--lora', 'a', '--format', 'kohya', '--output', 'o'];
   assert.deepEqual(await callMain(lora, commands), done);
   assert.deepEqual(asked, { lora: 'a', format: 'kohya', output: 'o' });
+  assert.deepEqual(await callMain([...lora, '--save-precision', 'bf16'], commands), done);
+  assert.deepEqual(asked, { lora: 'a', format: 'kohya', output: 'o', savePrecision: 'bf16' });
   const model = ['convert', '--model', 'm', '--prediction-type', 'v_prediction', '--output', 'o'];
-  assert.deepEqual(await callMain(model, commands), done);
-  assert.deepEqual(asked, { model: 'm', output: 'o', predictionType: 'v_prediction' });
+  assert.deepEqual(await callMain([...model, ...source], commands), done);
+  assert.deepEqual(asked, {
+    model: 'm',
+    output: 'o',
+    predictionType: 'v_prediction',
+    variant: 'fp16',
+    offline: true,
+  });
   for (const [args, message] of [
     [['merge', '--model', 'm'], /needs --lora and --output/],
     [['convert', '--output', 'o'], /either --lora or --model/],
     [[...lora, '--model', 'm'], /either --lora or --model/],
     [['convert', '--lora', 'a', '--output', 'o'], /--lora needs --format: peft, kohya or diffusers/],
     [[...model, '--format', 'peft'], /--format is for --lora/],
+    [[...model, '--save-precision', 'fp16'], /--save-precision is for --lora/],
     [
       ['convert', '--lora', 'a', '--format', 'x', '--output', 'o'],
       /--format x: expected peft, kohya or diffusers/,

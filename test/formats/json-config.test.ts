@@ -136,6 +136,15 @@ test('a file that is not one JSON object', () => {
   assert.equal(parseConfig('\uFEFF{"a": 1}', 'x.json').integer('a'), 1);
 });
 
+test("Python's NaN is no number, and is named", () => {
+  const config = parseConfig('{"factor": NaN, "text": "NaN"}', 'x.json');
+  assert.equal(config.string('text'), 'NaN');
+  assert.match(
+    message(() => config.number('factor')),
+    /x\.json.*"factor" is "NaN", which is not supported; supported: a number/,
+  );
+});
+
 test("Python's infinities are read, outside of texts, and are no finite numbers", () => {
   const config = parseConfig('{"low": -Infinity, "high": Infinity, "text": "a \\"Infinity\\""}', 'x.json');
   assert.equal(config.raw('low'), Number.NEGATIVE_INFINITY);

@@ -25,9 +25,18 @@ const LOSS_LIMIT = 1e-5;
 const GRADIENT_LIMIT = 1e-4;
 const PICTURE_LIMIT = 50;
 
+/** Which model is checked, and how its step is built. */
+export interface ModelCase {
+  readonly name: string;
+  /** Its name in models.py. */
+  readonly oracle: string;
+  /** Recomputes in the backward pass, for which large weights stay in their files. */
+  readonly gradientCheckpointing: boolean;
+}
+
 /** Compares each network of a model folder, its pictures and its training with what models.py wrote beside it. */
 export async function checkModel(
-  name: string,
+  { name, gradientCheckpointing }: ModelCase,
   folder: string,
   expected: NamedTensors,
   engine: Engine,
@@ -47,7 +56,10 @@ export async function checkModel(
   const embedding = model.textEncoder(text, prompts.length).result;
   for (const [key, value] of Object.entries(embedding)) text.output(key, value);
   const embedded = await once(engine, text, tokens);
-  output('text encoder', embedded.condition, 'text');
+  for (const key of Object.keys(embedding)) output(`text encoder, ${key}`, embedded[key], `text.${key}`);
+  // From here on with their embedding, so that each network is judged by itself.
+  const conditions = Object.fromEntries(Object.keys(embedding).map((key) => [key, of(`text.${key}`)]));
+  const sizes = expected.has('time_ids') ? { time_ids: of('time_ids') } : {};
 
   const denoise = new Graph('denoiser');
   const shape = of('unet.sample').shape;
@@ -61,7 +73,8 @@ export async function checkModel(
   const { prediction } = await once(engine, denoise, {
     sample: of('unet.sample'),
     timestep: of('unet.timesteps'),
-    condition: of('text'),
+    ...conditions,
+    ...sizes,
   });
   output('denoiser', prediction, 'unet.prediction');
 
@@ -105,7 +118,7 @@ export async function checkModel(
       priors: 1,
       resolution: width * model.downscale,
       gradientAccumulationSteps: parts,
-      gradientCheckpointing: false,
+      gradientCheckpointing,
       maxGradNorm: 1,
       ema: false,
       optimizer,
@@ -127,7 +140,8 @@ export async function checkModel(
         'latents.noise': of('train.drawn'),
         noise: of('train.noise'),
         timesteps: of('train.timesteps'),
-        ...(textEncoder ? tokens : { condition: of('text') }),
+        ...(textEncoder ? tokens : conditions),
+        ...sizes,
       },
       state,
     );

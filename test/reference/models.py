@@ -3,7 +3,8 @@ peft compute with it.
 
     python models.py NAME FOLDER TOKENIZER
 
-FOLDER/model is a model folder; FOLDER/expected.safetensors holds inputs and outputs.
+FOLDER/model is a model folder; FOLDER/expected.safetensors holds inputs and outputs. One network at a time is made, and all are read back from their files, so
+that no more than the largest one's weights need to be in memory.
 """
 
 import sys
@@ -11,11 +12,19 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 diffusers.logging.set_verbosity_error()
 diffusers.logging.disable_progress_bar()
@@ -26,6 +35,8 @@ STEPS = 10
 GUIDANCE = 7.5
 PROMPTS = ["a photo of sks backpack on the beach", "a photo of backpack"]
 SEED = 11
+# Height and width of the original, top and left of the crop, height and width of the target, for each prompt.
+TIME_IDS = torch.tensor([[1024.0, 768, 0, 32, 128, 128], [300, 400, 8, 0, 128, 128]])
 random = torch.Generator()
 
 UNET = dict(
@@ -47,35 +58,87 @@ TEXT = dict(vocab_size=49408, max_position_embeddings=77, bos_token_id=49406, eo
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
 
 
+def text_encoder(kind=CLIPTextModel, **shape):
+    return lambda: kind(CLIPTextConfig(**TEXT | shape))
+
+
+CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768, pad_token_id=1)
+
+
 def stable_diffusion_1():
     return dict(
-        unet=lambda: UNet2DConditionModel(**UNET, sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        vae=lambda: AutoencoderKL(**VAE, sample_size=512),
-        text_encoder=lambda: CLIPTextModel(
-            CLIPTextConfig(**TEXT, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768, pad_token_id=1)
+        pipeline=StableDiffusionPipeline,
+        networks=dict(
+            unet=lambda: UNet2DConditionModel(**UNET, sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+            vae=lambda: AutoencoderKL(**VAE, sample_size=512),
+            text_encoder=text_encoder(**CLIP_L),
         ),
         scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
-        tokenizer={},
+        tokenizers=dict(tokenizer={}),
         half=True,
     )
 
 
 def stable_diffusion_2():
     return dict(
-        unet=lambda: UNet2DConditionModel(
-            **UNET, sample_size=96, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True, upcast_attention=True
-        ),
-        vae=lambda: AutoencoderKL(**VAE, sample_size=768),
-        text_encoder=lambda: CLIPTextModel(
-            CLIPTextConfig(**TEXT, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu", projection_dim=512, pad_token_id=1)
+        pipeline=StableDiffusionPipeline,
+        networks=dict(
+            unet=lambda: UNet2DConditionModel(
+                **UNET, sample_size=96, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True, upcast_attention=True
+            ),
+            vae=lambda: AutoencoderKL(**VAE, sample_size=768),
+            text_encoder=text_encoder(
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu", projection_dim=512, pad_token_id=1
+            ),
         ),
         scheduler=DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type="v_prediction"),
-        tokenizer=dict(pad_token="!"),
+        tokenizers=dict(tokenizer=dict(pad_token="!")),
         half=False,
     )
 
 
-MODELS = {"stable-diffusion-1": stable_diffusion_1, "stable-diffusion-2": stable_diffusion_2}
+def stable_diffusion_xl():
+    return dict(
+        pipeline=StableDiffusionXLPipeline,
+        networks=dict(
+            unet=lambda: UNet2DConditionModel(
+                sample_size=128,
+                block_out_channels=[320, 640, 1280],
+                down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+                up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+                layers_per_block=2,
+                transformer_layers_per_block=[1, 2, 10],
+                attention_head_dim=[5, 10, 20],
+                cross_attention_dim=2048,
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=256,
+                projection_class_embeddings_input_dim=2816,
+            ),
+            vae=lambda: AutoencoderKL(**VAE | dict(sample_size=1024, scaling_factor=0.13025, force_upcast=True)),
+            text_encoder=text_encoder(**CLIP_L),
+            text_encoder_2=text_encoder(
+                CLIPTextModelWithProjection,
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=20,
+                hidden_act="gelu",
+                projection_dim=1280,
+                pad_token_id=1,
+            ),
+        ),
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1),
+        tokenizers=dict(tokenizer={}, tokenizer_2=dict(pad_token="!")),
+        half=False,
+    )
+
+
+MODELS = {
+    "stable-diffusion-1": stable_diffusion_1,
+    "stable-diffusion-2": stable_diffusion_2,
+    "stable-diffusion-xl": stable_diffusion_xl,
+}
 
 
 class without_initialisation:
@@ -91,15 +154,27 @@ class without_initialisation:
             setattr(torch.nn.init, name, f)
 
 
+def placed(model, file):
+    """Moves the weights, which nothing has touched yet, into a file that is mapped, so that the largest of networks needs no memory of its own."""
+    parameters = list(model.parameters())
+    storage = torch.UntypedStorage.from_file(str(file), shared=True, nbytes=4 * sum(p.numel() for p in parameters))
+    place = 0
+    for p in parameters:
+        shape = p.shape
+        p.data = torch.empty(0).set_(storage, place, shape)
+        place += p.numel()
+    return model
+
+
 @torch.no_grad()
-def randomized(build, half):
+def randomized(build, half, scratch):
     """Weights that keep a signal's size, away from every default; with `half`, values that 16 bits can hold."""
     with without_initialisation():
-        model = build()
+        model = placed(build(), scratch)
     for name, p in model.named_parameters():
         if p.ndim == 1:
             p.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1, generator=random)
-        elif "embedding" in name and "time" not in name:
+        elif "token_embedding" in name or "position_embedding" in name:
             p.normal_(0, 0.5, generator=random)
         else:
             p.normal_(0, p[0].numel() ** -0.5, generator=random)
@@ -130,6 +205,18 @@ def add_lora(model, prefix, targets, text):
     return parameters
 
 
+def text_embedding(pipe, tokens):
+    """What the denoiser is conditioned on, as arguments of its call, by the token ids of each text encoder."""
+    if not hasattr(pipe, "text_encoder_2"):
+        return {"encoder_hidden_states": pipe.text_encoder(tokens["tokens"]).last_hidden_state}
+    first = pipe.text_encoder(tokens["tokens"], output_hidden_states=True)
+    second = pipe.text_encoder_2(tokens["tokens_2"], output_hidden_states=True)
+    return {
+        "encoder_hidden_states": torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
+        "added_cond_kwargs": {"text_embeds": second.text_embeds, "time_ids": TIME_IDS},
+    }
+
+
 def losses_and_gradients(pipe, results):
     """DreamBooth with one picture and one of its class: the loss, and its gradients by the LoRA's factors."""
     shape = (2, 4, LATENT_SIDE, LATENT_SIDE)
@@ -142,22 +229,26 @@ def losses_and_gradients(pipe, results):
     noisy = signal * clean + sigma * noise
     velocity = schedule.config.prediction_type == "v_prediction"
     target = signal * noise - sigma * clean if velocity else noise
-    tokens = results["tokens"]
     results |= {"train.mean": mean, "train.logvar": logvar, "train.drawn": drawn, "train.noise": noise, "train.timesteps": timesteps}
 
     parameters = add_lora(pipe.unet, "unet", ["to_q", "to_k", "to_v", "to_out.0"], text=False)
     for name, text in (("denoiser", False), ("denoiser and text encoder", True)):
         if text:
-            parameters |= add_lora(pipe.text_encoder, "text_encoder", ["q_proj", "k_proj", "v_proj", "out_proj"], text=True)
-        condition = pipe.text_encoder(tokens).last_hidden_state
-        prediction = pipe.unet(noisy, timesteps, encoder_hidden_states=condition).sample
+            for encoder in ("text_encoder", "text_encoder_2"):
+                if hasattr(pipe, encoder):
+                    parameters |= add_lora(getattr(pipe, encoder), encoder, ["q_proj", "k_proj", "v_proj", "out_proj"], text=True)
+        prediction = pipe.unet(noisy, timesteps, **text_embedding(pipe, results)).sample
         errors = (prediction - target).square().mean((1, 2, 3))
         loss = errors[0] + errors[1]
         for p in parameters.values():
             p.grad = None
         loss.backward()
         results[f"train.{name}.loss"] = loss.detach().reshape(1)
-        for key, p in parameters.items():
+        # SDXL reads its first text encoder before the last layer, whose factors then change nothing.
+        used = {key: p for key, p in parameters.items() if p.grad is not None}
+        assert all(key.startswith("text_encoder.text_model.encoder.layers.11.") for key in parameters.keys() - used.keys())
+        assert len(used) == len(parameters) or hasattr(pipe, "text_encoder_2")
+        for key, p in used.items():
             results[f"train.{name}.start.{key}"] = p.detach()
             results[f"train.{name}.gradient.{key}"] = p.grad.clone()
 
@@ -166,8 +257,9 @@ def losses_and_gradients(pipe, results):
 def outputs(pipe):
     """What each network gives, and the pipeline's picture."""
     side = LATENT_SIDE * 8
-    tokens = pipe.tokenizer(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    hidden = pipe.text_encoder(tokens).last_hidden_state
+    tokenizers = {"tokens": pipe.tokenizer} | ({"tokens_2": pipe.tokenizer_2} if hasattr(pipe, "tokenizer_2") else {})
+    tokens = {key: t(PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids for key, t in tokenizers.items()}
+    condition = text_embedding(pipe, tokens)
     sample, timesteps = normal(2, 4, LATENT_SIDE, LATENT_SIDE), torch.tensor([981, 21])
     pixels = torch.rand(1, 3, side, side, generator=random) * 2 - 1
     posterior = pipe.vae.encode(pixels).latent_dist
@@ -182,12 +274,13 @@ def outputs(pipe):
         generator=torch.Generator("cpu").manual_seed(SEED),
         output_type="np",
     ).images
-    return {
-        "tokens": tokens,
-        "text": hidden,
+    added = condition.get("added_cond_kwargs")
+    return tokens | {
+        "text.condition": condition["encoder_hidden_states"],
+        **({"text.pooled": added["text_embeds"], "time_ids": added["time_ids"]} if added else {}),
         "unet.sample": sample,
         "unet.timesteps": timesteps,
-        "unet.prediction": pipe.unet(sample, timesteps, encoder_hidden_states=hidden).sample,
+        "unet.prediction": pipe.unet(sample, timesteps, **condition).sample,
         "vae.pixels": pixels,
         "vae.mean": posterior.mean,
         "vae.logvar": posterior.logvar,
@@ -197,22 +290,37 @@ def outputs(pipe):
     }
 
 
+def write_model(made, folder, tokenizer):
+    half = made["half"]
+    folder.mkdir()
+    scratch = folder.parent / "scratch"
+    for name, build in made["networks"].items():
+        network = randomized(build, half, scratch)
+        if half:
+            network.half().save_pretrained(folder / name, variant="fp16")
+        else:
+            network.save_pretrained(folder / name, max_shard_size="2GB")
+        del network
+        scratch.unlink()
+    with torch.device("meta"):
+        networks = {name: build() for name, build in made["networks"].items()}
+    tokenizers = {name: CLIPTokenizer.from_pretrained(tokenizer, **settings) for name, settings in made["tokenizers"].items()}
+    unsafe = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    more = unsafe if made["pipeline"] is StableDiffusionPipeline else dict(add_watermarker=False)
+    # The pipeline writes its own index; the networks are written already.
+    made["pipeline"](**networks, **tokenizers, scheduler=made["scheduler"], **more).save_config(folder)
+    made["scheduler"].save_pretrained(folder / "scheduler")
+    for name, one in tokenizers.items():
+        one.save_pretrained(folder / name)
+    return made["pipeline"].from_pretrained(folder, **more, variant="fp16" if half else None, torch_dtype=torch.float32)
+
+
 def main(name, folder, tokenizer):
     random.manual_seed(5)
-    made = MODELS[name]()
-    pipe = StableDiffusionPipeline(
-        **{part: randomized(made[part], made["half"]) for part in ("unet", "vae", "text_encoder")},
-        tokenizer=CLIPTokenizer.from_pretrained(tokenizer, **made["tokenizer"]),
-        scheduler=made["scheduler"],
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    if made["half"]:
-        pipe.to(torch.float16).save_pretrained(folder / "model", variant="fp16")
-        pipe.to(torch.float32)
-    else:
-        pipe.save_pretrained(folder / "model", max_shard_size="2GB")
+    pipe = write_model(MODELS[name](), folder / "model", tokenizer)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(False)
     results = outputs(pipe)
     losses_and_gradients(pipe, results)
     for key, value in results.items():

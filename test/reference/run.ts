@@ -13,16 +13,17 @@ import { readSamplerCases, sampleCase } from '../diffusion/sampler-cases.js';
 import { goldenTensors, relativeError } from '../goldens.js';
 import { shippedTokenizer } from '../shipped-tokenizer.js';
 import { Checks } from './checks.js';
-import { checkModel } from './model-checks.js';
+import { checkModel, type ModelCase } from './model-checks.js';
 
 const root = fileURLToPath(new URL('../../../', import.meta.url));
 const PROMPTS = 10_000;
 const SAMPLE_LIMIT = 1e-3;
 
-/** Models of full shape, by their names in models.py. */
-const models: readonly { readonly name: string; readonly oracle: string }[] = [
-  { name: 'Stable Diffusion 1', oracle: 'stable-diffusion-1' },
-  { name: 'Stable Diffusion 2, velocity', oracle: 'stable-diffusion-2' },
+/** Models of full shape. */
+const models: readonly ModelCase[] = [
+  { name: 'Stable Diffusion 1', oracle: 'stable-diffusion-1', gradientCheckpointing: false },
+  { name: 'Stable Diffusion 2, velocity', oracle: 'stable-diffusion-2', gradientCheckpointing: false },
+  { name: 'Stable Diffusion XL', oracle: 'stable-diffusion-xl', gradientCheckpointing: true },
 ];
 
 /** What is compared, by the name that words choose it by. */
@@ -71,13 +72,13 @@ async function compareSamplers(oracle: Oracle, folder: string, checks: Checks): 
   }
 }
 
-function compareModel({ name, oracle: key }: (typeof models)[number]): Comparison {
+function compareModel(model: ModelCase): Comparison {
   return async (oracle, folder, checks) => {
-    await oracle('test/reference/models.py', key, folder, join(root, 'models', 'clip-tokenizer'));
+    await oracle('test/reference/models.py', model.oracle, folder, join(root, 'models', 'clip-tokenizer'));
     const expected = goldenTensors(pathToFileURL(join(folder, 'expected.safetensors')).href);
     const engine = createNodeEngine();
     try {
-      await checkModel(name, folder, expected, engine, checks);
+      await checkModel(model, folder, expected, engine, checks);
     } finally {
       await engine.close();
     }

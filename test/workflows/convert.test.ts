@@ -14,9 +14,9 @@ import type { Lora } from '../../src/pretrained/lora.js';
 import { readLoraFile } from '../../src/pretrained/lora-file.js';
 import { peftContents } from '../../src/pretrained/lora-formats.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
-import { float32, int64, type Tensor } from '../../src/tensor/tensor.js';
+import { float32, fromFloat32, int64, type Tensor, toFloat32 } from '../../src/tensor/tensor.js';
 import { convertLora, convertModel, loraFormats } from '../../src/workflows/convert.js';
-import { goldenPath, goldenTensors } from '../goldens.js';
+import { goldenPath, goldenTensors, relativeError } from '../goldens.js';
 import { namedCheckpoints, writeSmallCheckpoint } from '../pretrained/small-checkpoints.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
@@ -43,6 +43,93 @@ test('LoRA files go through every format and back with names, ranks and alphas',
     const { metadata } = await readSafetensorsFile(file);
     assert.ok(metadata.has('ss_network_dim'), 'what a kohya file said stays');
   }
+});
+
+/** The types of a file's factors, by what the ends of their keys are. */
+async function factorTypes(file: string): Promise<Record<string, string[]>> {
+  const types: Record<string, string[]> = {};
+  for (const [key, { dtype }] of (await readSafetensorsFile(file)).tensors) {
+    const part = /(A|B|up|down|alpha)(\.weight)?$/.exec(key)![1]!;
+    types[part] = [...new Set([...(types[part] ?? []), dtype])].sort();
+  }
+  return types;
+}
+
+for (const type of ['float16', 'bfloat16'] as const) {
+  test(`factors in ${type} stay so through every format, to the bit`, async (t) => {
+    const folder = await temporaryFolder(t);
+    const halved = (value: Tensor, i: number): Tensor =>
+      // Values with all digits of the type, and too small for the type once they are scaled.
+      fromFloat32(
+        float32(
+          value.shape,
+          toFloat32(value).data.map((v, k) => (v + k / 1000) * 10 ** -(i % 6)),
+        ),
+        type,
+      );
+    const { tensors } = await readSafetensorsFile(golden('lora/kohya_lora_weights.safetensors'));
+    const start = join(folder, 'start.safetensors');
+    const source = new Map(
+      [...tensors].map(([key, value], i) => [key, key.endsWith('.alpha') ? value : halved(value, i)]),
+    );
+    await writeSafetensorsFile(start, source);
+    let file = start;
+    for (const [i, format] of (['peft', 'diffusers', 'kohya'] as const).entries()) {
+      const output = join(folder, `${i}.safetensors`);
+      await convertLora({ lora: file, format, output });
+      file = output;
+    }
+    const { tensors: found } = await readSafetensorsFile(file);
+    for (const [key, value] of source) assert.deepEqual(found.get(key), value, key);
+
+    // 3 / 2 is multiplied into B: one binary digit more than the type has.
+    assert.deepEqual(await factorTypes(join(folder, '0.safetensors')), {
+      A: [type],
+      B: ['float32'],
+    });
+    assert.deepEqual(await factorTypes(join(folder, '1.safetensors')), { up: [type], down: [type] });
+    const loaded = [start, join(folder, '0.safetensors')].map(async (path) =>
+      sorted(await readLoraFile(path)),
+    );
+    const [kohya, peft] = (await Promise.all(loaded)) as [string, { up: Tensor; alpha: number }][][];
+    for (const [i, [name, module]] of kohya!.entries()) {
+      assert.equal(peft![i]![0], name);
+      assert.equal(peft![i]![1].alpha, module.alpha);
+      assert.ok(relativeError(toFloat32(peft![i]![1].up), toFloat32(module.up)) < 1e-6, name);
+    }
+  });
+}
+
+test('factors in a type that is asked for', async (t) => {
+  const folder = await temporaryFolder(t);
+  const lora = golden('lora/xl_kohya.safetensors');
+  for (const [savePrecision, type] of [
+    ['fp16', 'float16'],
+    ['bf16', 'bfloat16'],
+    ['float', 'float32'],
+  ] as const) {
+    const output = join(folder, `${savePrecision}.safetensors`);
+    await convertLora({ lora, format: 'peft', output, savePrecision });
+    assert.deepEqual(await factorTypes(output), { A: [type], B: [type] });
+  }
+  const huge = join(folder, 'huge.safetensors');
+  const output = join(folder, 'out.safetensors');
+  await writeSafetensorsFile(
+    huge,
+    new Map([
+      ['unet.conv_in.lora_A.weight', float32([1, 2], [1, 2])],
+      ['unet.conv_in.lora_B.weight', float32([2, 1], [1e5, 1])],
+    ]),
+  );
+  await assert.rejects(
+    convertLora({ lora: huge, format: 'kohya', output, savePrecision: 'fp16' }),
+    (error) => {
+      assert.ok(error instanceof ModelError);
+      assert.match(error.message, /lora_unet_conv_in\.lora_up\.weight.*fp16 cannot hold.*float or bf16/);
+      return true;
+    },
+  );
+  await convertLora({ lora: huge, format: 'kohya', output, savePrecision: 'bf16' });
 });
 
 /** Layers of the three families, by what LoRA files can be told about them. */

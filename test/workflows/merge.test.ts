@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
-import { cp, mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { cp, mkdir, open, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { xlLora } from '../../scripts/goldens/lora.js';
-import { CancelledError, ModelError, OutputError, UsageError } from '../../src/errors.js';
+import { CancelledError, HubError, ModelError, OutputError, UsageError } from '../../src/errors.js';
 import {
   openSafetensors,
   readSafetensorsFile,
@@ -14,9 +15,11 @@ import {
 } from '../../src/formats/safetensors-file.js';
 import { peftContents } from '../../src/pretrained/lora-formats.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
+import { Random } from '../../src/tensor/random.js';
 import { float32, fromFloat32, type Tensor, tensor, toFloat32 } from '../../src/tensor/tensor.js';
 import { mergeLoras } from '../../src/workflows/merge.js';
 import { goldenPath, goldenTensors, relativeError } from '../goldens.js';
+import { filesOf, HubImitation } from '../pretrained/hub-imitation.js';
 import { writeSmallCheckpoint } from '../pretrained/small-checkpoints.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
@@ -264,6 +267,155 @@ test('a disk that takes no more midway: no folder, no file, and the old ones as 
   assert.doesNotMatch(first!, /partial/);
   assert.match(second!, /^(OutputError: Cannot write .*out\.safetensors: the file system|ModelError)/);
   assert.deepEqual((await readdir(folder)).sort(), before);
+});
+
+test('half precision: what diffusers fuses in float32 and saves, to the bit; what it fuses in half precision, within its rounding', async (t) => {
+  const output = join(await temporaryFolder(t), 'merged');
+  const lora = { file: golden('lora/half.safetensors'), weight: 0.7 };
+  await mergeLoras({ model: golden('models/sdxl-tiny'), loras: [lora], output });
+  const fused = goldenTensors('lora/half_fused.safetensors');
+  const ours = new Map<string, Tensor>();
+  for (const component of ['unet', 'text_encoder', 'text_encoder_2']) {
+    const stem = component === 'unet' ? 'diffusion_pytorch_model' : 'model';
+    const { tensors } = await readSafetensorsFile(join(output, component, `${stem}.fp16.safetensors`));
+    for (const [name, value] of tensors) ours.set(`${component}.${name}`, value);
+  }
+  let [same, count, furthest] = [0, 0, 0];
+  for (const [key, value] of fused) {
+    const found = ours.get(key.slice(key.indexOf('.') + 1))!;
+    assert.equal(found.dtype, 'float16');
+    assert.deepEqual(found.shape, value.shape);
+    if (key.startsWith('float32.')) {
+      // Fused in float32 and rounded once, as here.
+      assert.deepEqual(found.data, value.data, key);
+    } else {
+      // Fused in float16, which rounds the update and then the sum.
+      furthest = Math.max(furthest, relativeError(toFloat32(found), toFloat32(value)));
+      (value.data as Uint16Array).forEach((bits, i) => {
+        if (bits === (found.data as Uint16Array)[i]) same++;
+      });
+      count += value.data.length;
+    }
+  }
+  assert.ok(count > 0 && furthest > 0 && furthest < 2 ** -10, `${furthest} of the largest value`);
+  assert.ok(same / count > 0.7, `${same} of ${count} the same`);
+});
+
+/** Models of both layouts, with a LoRA for each and the name of what is made. */
+async function bothLayouts(folder: string) {
+  const single = await writeSmallCheckpoint(folder, 'sdxl-small');
+  const lora = join(folder, 'xl.safetensors');
+  await writeSafetensorsFile(lora, peftContents(xlLora()).tensors);
+  return [
+    { model, loras, output: join(folder, 'out') },
+    { model: single, loras: [{ file: lora }], output: join(folder, 'out.safetensors') },
+  ];
+}
+
+test('a full disk midway: nothing of the new model stays, and nothing else is touched', async (t) => {
+  const folder = await temporaryFolder(t);
+  const handle = await open(join(folder, 'x'), 'w');
+  const files = Object.getPrototypeOf(handle) as typeof handle;
+  await handle.close();
+  const write = files.writeFile;
+  for (const options of await bothLayouts(folder)) {
+    const before = (await readdir(folder)).sort();
+    let room = 60_000;
+    const mock = t.mock.method(files, 'writeFile', function (this: typeof handle, data: Uint8Array | string) {
+      room -= data.length;
+      if (room >= 0) return write.call(this, data);
+      return Promise.reject(Object.assign(new Error('ENOSPC: no space left on device'), { code: 'ENOSPC' }));
+    });
+    await assert.rejects(mergeLoras(options), (error) => {
+      assert.ok(error instanceof OutputError, String(error));
+      assert.match(error.message, /Cannot write .*\/out.*: the disk is full; free some space/);
+      assert.doesNotMatch(error.message, /partial/);
+      return true;
+    });
+    mock.mock.restore();
+    assert.deepEqual((await readdir(folder)).sort(), before);
+  }
+});
+
+/** The bytes of a file, or of a folder's files by name. */
+async function contents(path: string): Promise<Record<string, string>> {
+  const names = (await stat(path)).isFile() ? [''] : await allFiles(path);
+  return Object.fromEntries(
+    await Promise.all(names.map(async (n) => [n, (await readFile(join(path, n))).toString('latin1')])),
+  );
+}
+
+test('killed at random moments: whole or not there, and the next call clears up', async (t) => {
+  const folder = await temporaryFolder(t);
+  const program = `import { mergeLoras } from ${JSON.stringify(new URL('../../src/workflows/merge.js', import.meta.url).href)};
+    process.stdout.write('ready');
+    await mergeLoras(JSON.parse(process.argv[1]));`;
+  const random = new Random(Number(process.env.KILL_SEED ?? 5), 'kills');
+  for (const options of await bothLayouts(folder)) {
+    const start = performance.now();
+    await mergeLoras({ ...options, output: join(folder, 'expected') });
+    const duration = performance.now() - start;
+    const expected = await contents(join(folder, 'expected'));
+    await rm(join(folder, 'expected'), { recursive: true });
+    const others = (await readdir(folder)).sort();
+    let interrupted = 0;
+    for (let attempt = 0; interrupted < 3; attempt++) {
+      assert.ok(attempt < 60, 'no kill came while the model was being written');
+      const child = spawn(process.execPath, ['--input-type=module', '-e', program, JSON.stringify(options)], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      const ended = once(child, 'close');
+      await once(child.stdout, 'data');
+      setTimeout(() => child.kill('SIGKILL'), random.uniform() * 2 * duration);
+      await ended;
+      const left = (await readdir(folder)).filter((name) => !others.includes(name));
+      // Leftovers never outnumber the last call's: each call clears up after the one before.
+      const partial = left.filter((name) => name.endsWith('.partial'));
+      assert.ok(partial.length <= 1, left.join());
+      interrupted += partial.length;
+      if (left.includes(basename(options.output))) {
+        assert.deepEqual(await contents(options.output), expected);
+        await rm(options.output, { recursive: true });
+      }
+    }
+    await mergeLoras(options);
+    assert.deepEqual(await contents(options.output), expected);
+    await rm(options.output, { recursive: true });
+    assert.deepEqual((await readdir(folder)).sort(), others);
+  }
+});
+
+test('one process at a time writes a path', async (t) => {
+  const folder = await temporaryFolder(t);
+  const options = { model, loras, output: join(folder, 'out') };
+  const [first, second] = await Promise.allSettled([mergeLoras(options), mergeLoras(options)]);
+  assert.equal(first.status, 'fulfilled');
+  assert.ok(second.status === 'rejected' && second.reason instanceof OutputError);
+  assert.match(second.reason.message, /out is being written by process \d+ .*Wait for it to end/);
+  assert.deepEqual(await readdir(folder), ['out']);
+});
+
+test('a model of the hub is fetched, and merged like any folder', async (t) => {
+  const folder = await temporaryFolder(t);
+  const files = filesOf(model);
+  const hub = await HubImitation.start(t, 'someone/tiny-diffusion', files);
+  const environment = { HF_ENDPOINT: hub.endpoint, HF_HOME: join(folder, 'home') };
+  const before = { ...process.env };
+  t.after(() => {
+    process.env = before;
+  });
+  Object.assign(process.env, environment);
+  const output = await mergeLoras({ model: 'someone/tiny-diffusion', loras, output: join(folder, 'hub') });
+  const plain = await mergeLoras({ model, loras, output: join(folder, 'plain') });
+  const [fromHub, fromFolder] = [await contents(output), await contents(plain)];
+  for (const [name, bytes] of Object.entries(fromHub)) assert.ok(bytes === fromFolder[name], name);
+  assert.ok(Object.keys(fromHub).includes('unet/diffusion_pytorch_model.safetensors'));
+  hub.takePaths();
+  await assert.rejects(
+    mergeLoras({ model: 'someone/else', offline: true, loras, output: join(folder, 'x') }),
+    (error) => error instanceof HubError && /connections are forbidden/.test(error.message),
+  );
+  assert.deepEqual(hub.takePaths(), []);
 });
 
 test('bfloat16 is rounded to nearest even, as PyTorch does', () => {
