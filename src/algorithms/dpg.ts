@@ -4,9 +4,9 @@ import { concat, reshape, slice } from '../onnx/movement.js';
 import { mean } from '../onnx/reduction.js';
 import { type Combination, combine } from '../rewards/combination.js';
 import type { Heading, WeightedReward } from '../rewards/reward.js';
-import { denoisingLoss } from './denoising.js';
+import { errorPerSample } from './denoising.js';
 import { discountPerTimestep, instanceCoefficients, type NextStates } from './heading.js';
-import { type Batch, instanceRows, type Objective } from './objective.js';
+import { type Batch, instanceRows, meanOverRows, type Objective } from './objective.js';
 import { priorLoss } from './prior-preservation.js';
 import type { CriticState, ReturnCritic } from './return-critic.js';
 
@@ -55,13 +55,14 @@ export function criticState(batch: Batch, heading: Heading): CriticState {
 /**
  * The policy's turn of the deterministic policy gradient on any rewards, as arXiv 2407.06642 describes it (section 4, algorithm 1): it maximises
  *
- *   mean_i ( lambda * P_i - |eps_i - a_i|^2 )  -  w * mse(prior rows)
+ *   mean_i ( lambda * P_i - m_i |eps_i - a_i|^2 )  -  w * mse(prior rows)
  *
- * over the subject's rows i, where P combines what is expected of each reward r_k: the critic's Q_k, whose gradient reaches the policy through where it is
- * heading, or, where r_k has a gradient, gamma_k^t r_k itself.
+ * over the subject's rows i, with m_i 1 for a noised photograph and 0 for a state that the policy visited, where no noise is the true one. P combines what is
+ * expected of each reward r_k: the critic's Q_k, whose gradient reaches the policy through where it is heading, or, where r_k has a gradient, gamma_k^t r_k itself.
  *
- * Deviations from the paper, which is silent on some of this: the squared error is a mean over elements, as everywhere; the released code has no denoising
- * error on the subject's rows; what Q sees is described at {@link ReturnCritic}.
+ * Deviations from the paper, which is silent on some of this and knows noised photographs alone: the squared error is a mean over elements, as everywhere; the released
+ * code has no denoising error on the subject's rows; a reward that compares with the row's own photograph is left out of P on visited states, and has to be followed
+ * straight; what Q sees is described at {@link ReturnCritic}.
  *
  * @param values of the graph rewards by name, [I] each; black boxes have none
  * @param critic where some reward is learnt by it
@@ -88,6 +89,7 @@ export function dpg(
     value: values.get(r.reward.name)!,
     weight: r.weight,
     discount: discountPerTimestep(batch, r.gamma),
+    ...rowsOf(r, batch.fromPhotograph),
   });
   const bestWay = (): Value =>
     combine(
@@ -102,13 +104,31 @@ export function dpg(
         ? mul(add(bestWay(), throughCritic()), 0.5)
         : bestWay(); // [I]
   const valueLoss = neg(mean(promise));
-  const instance = denoisingLoss(instanceRows(batch, batch.prediction), instanceRows(batch, batch.target));
-  const own = add(instance, mul(valueLoss, settings.lambda));
+  const { fromPhotograph } = batch;
+  const errors = errorPerSample(instanceRows(batch, batch.prediction), instanceRows(batch, batch.target));
+  const own = add(
+    mean(fromPhotograph ? mul(errors, fromPhotograph) : errors),
+    mul(valueLoss, settings.lambda),
+  );
   const prior = priorLoss(batch);
   return {
     loss: prior ? add(own, mul(prior, settings.priorLossWeight)) : own,
-    metrics: { valueLoss, instanceLoss: instance, ...(prior ? { priorLoss: prior } : {}) },
+    metrics: {
+      valueLoss,
+      instanceLoss: meanOverRows(errors, fromPhotograph),
+      ...(prior ? { priorLoss: prior } : {}),
+    },
   };
+}
+
+/** The rows that a reward says something of, where these are not all. @param fromPhotograph of the batch */
+export function rowsOf(
+  { reward }: WeightedReward,
+  fromPhotograph: Value | undefined,
+): { readonly counts?: Value } {
+  return reward.kind === 'graph' && reward.ofNoisedPhotographs && fromPhotograph
+    ? { counts: fromPhotograph }
+    : {};
 }
 
 /**

@@ -31,6 +31,7 @@ const optionNames: Readonly<Record<string, keyof PersonaliseOptions>> = {
   outputDir: 'output',
   maxTrainSteps: 'steps',
   validationPrompt: 'validationPrompts',
+  rolloutPrompt: 'rolloutPrompts',
 };
 
 /** Flags that are accepted for the sake of diffusers' command lines and set nothing. */
@@ -168,6 +169,24 @@ export function createTrainCommand(
       atLeast: 1,
     }),
     textOption('--class-data-dir <dir>', 'Where class pictures are kept (default: in the run folder)'),
+  ]);
+  add('Where the states come from:', [
+    numberOption(
+      '--rollout-fraction <x>',
+      `Share of the rows that are states which the model visits drawing by itself, not noised photographs (default: ${d.rolloutFraction})`,
+      { atLeast: 0, atMost: 1 },
+    ),
+    repeatedOption(
+      '--rollout-prompt <text>',
+      'What it draws then; may be given several times (default: the subject in six scenes)',
+    ),
+    wholeOption('--num-rollouts <n>', `Pictures drawn at a time (default: ${d.numRollouts})`, { atLeast: 1 }),
+    wholeOption('--rollout-every <n>', `Steps until they are drawn again (default: ${d.rolloutEvery})`, {
+      atLeast: 1,
+    }),
+    wholeOption('--rollout-steps <n>', `Steps of the sampler for each (default: ${d.rolloutSteps})`, {
+      atLeast: 1,
+    }),
   ]);
   add('What learns:', [
     wholeOption('--rank <n>', `Rank of the LoRA (default: ${d.rank})`, { atLeast: 1 }),

@@ -93,6 +93,38 @@ export function mentionsSubject(prompt: string, subject: Pick<SubjectPrompt, 'to
   return words(subject.token).every((word) => said.has(word));
 }
 
+/**
+ * A prompt in words that need not be learnt: without the rare token where the class noun follows it, and with the class noun in its place elsewhere. "a sks backpack on
+ * the beach" and "a sks on the beach" both are "a backpack on the beach".
+ */
+export function withoutToken(
+  prompt: string,
+  { token, className }: Pick<SubjectPrompt, 'token' | 'className'>,
+): string {
+  const rare = words(token);
+  const noun = words(className);
+  const all = words(prompt);
+  const startsAt = (sought: readonly string[], i: number): boolean =>
+    sought.length > 0 && sought.every((word, k) => i + k < all.length && bare(all[i + k]!) === bare(word));
+  const kept: string[] = [];
+  for (let i = 0; i < all.length; ) {
+    if (!startsAt(rare, i)) {
+      kept.push(all[i]!);
+      i++;
+      continue;
+    }
+    const last = all[i + rare.length - 1]!;
+    i += rare.length;
+    if (!startsAt(noun, i)) kept.push(className + (/[.,;:!?"')]+$/.exec(last)?.[0] ?? ''));
+  }
+  return kept.join(' ');
+}
+
+/** What a picture of this prompt should show, in words that need not be learnt; the class prompt where it is the instance prompt. */
+export function shownBy(prompt: string, subject: SubjectPrompt): string {
+  return prompt === subject.instancePrompt ? subject.classPrompt : withoutToken(prompt, subject);
+}
+
 /** What to say of prompts that do not speak of the trained subject. */
 export function unnamedSubjectWarnings(
   prompts: readonly string[],

@@ -7,7 +7,7 @@ import { wholePicture } from '../models/size-condition.js';
 import { div } from '../onnx/elementwise.js';
 import { Graph } from '../onnx/graph.js';
 import { batchRows, concatRows } from '../tensor/rows.js';
-import { full, type Tensor, zeros } from '../tensor/tensor.js';
+import { elementCount, float32, full, type Tensor, zeros } from '../tensor/tensor.js';
 import { TorchRandom } from '../tensor/torch-random.js';
 import type { AppliedLora } from './lora.js';
 import { pictureBytes } from './picture-bytes.js';
@@ -55,6 +55,15 @@ export interface DrawnImage {
   readonly width: number;
   readonly height: number;
   readonly pixels: Uint8Array;
+}
+
+/** A state that drawing goes through: what the denoiser is asked about. */
+export interface VisitedState {
+  readonly prompt: string;
+  /** x_t, [C, h, w]. */
+  readonly sample: Tensor<'float32'>;
+  /** t; some samplers stop between timesteps. */
+  readonly timestep: number;
 }
 
 /** What drawing runs. */
@@ -153,6 +162,52 @@ export class TextToImage {
     return images;
   }
 
+  /**
+   * The states through which each of these pictures would be drawn, from noise to the last question to the denoiser, in its order: those of `draw` with the same
+   * options. Nothing is decoded.
+   *
+   * @throws CancelledError when the signal is raised, between two sampler steps.
+   */
+  async visit(requests: readonly DrawingRequest[], options: DrawOptions = {}): Promise<VisitedState[][]> {
+    const visited: VisitedState[][] = requests.map(() => []);
+    for (let start = 0; start < requests.length; start += this.batch) {
+      const batch = requests.slice(start, start + this.batch);
+      await this.#sample(batch, options, {
+        onState: (samples, timestep) => {
+          batch.forEach(({ prompt }, i) => {
+            visited[start + i]!.push({ prompt, sample: rowOf(samples, i), timestep });
+          });
+        },
+      });
+    }
+    return visited;
+  }
+
+  /** What the denoiser says of each of these states, without guidance, [C, h, w] each. */
+  async predict(states: readonly VisitedState[], state?: State): Promise<Tensor<'float32'>[]> {
+    const rows = 2 * this.batch; // the program that guided drawing has
+    const denoiser = await this.denoisers.of(rows);
+    const embed = this.#embedder(state);
+    const size = this.model.sizeFeeds(wholePicture(this.resolution, this.resolution));
+    const predictions: Tensor<'float32'>[] = [];
+    for (let start = 0; start < states.length; start += rows) {
+      const part = states.slice(start, start + rows);
+      const filled = Array.from({ length: rows }, (_, i) => part[i] ?? part[0]!);
+      const feeds = [];
+      for (const { prompt, sample, timestep } of filled) {
+        feeds.push({
+          sample: float32([1, ...sample.shape], sample.data),
+          timestep: full([1], timestep),
+          ...(await embed(prompt)),
+          ...size,
+        });
+      }
+      const { prediction } = await denoiser.run(batchRows(feeds), state);
+      predictions.push(...part.map((_, i) => rowOf(prediction as Tensor<'float32'>, i)));
+    }
+    return predictions;
+  }
+
   /** What the text encoders say of a prompt, [1, ...] each. */
   async embed(prompt: string, state?: State): Promise<PromptEmbedding> {
     const { tokens } = this.model.tokenize(prompt);
@@ -172,19 +227,44 @@ export class TextToImage {
     for (const held of [this.denoisers, this.textProgram, this.decodeProgram]) await held.release();
   }
 
+  /** `embed`, once for each prompt. */
+  #embedder(state: State | undefined): (prompt: string) => Promise<PromptEmbedding> {
+    const known = new Map<string, Promise<PromptEmbedding>>();
+    return (prompt) => {
+      const embedding = known.get(prompt) ?? this.embed(prompt, state);
+      known.set(prompt, embedding);
+      return embedding;
+    };
+  }
+
   async #drawBatch(
     requests: readonly DrawingRequest[],
     options: DrawOptions,
     onStep: (done: number) => void,
   ): Promise<DrawnImage[]> {
+    const latents = await this.#sample(requests, options, { onStep });
+    const { pixels } = await this.decodeProgram.run({ latents });
+    if (!(pixels as Tensor<'float32'>).data.every(Number.isFinite)) {
+      throw new ModelError(
+        `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. Its weights, or the LoRA, are damaged or diverged.`,
+      );
+    }
+    return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));
+  }
+
+  /** The latents of a batch of pictures. `onState` is told every state [batch, C, h, w] that the denoiser is asked about. */
+  async #sample(
+    requests: readonly DrawingRequest[],
+    options: DrawOptions,
+    { onStep, onState }: Watching,
+  ): Promise<Tensor<'float32'>> {
     const { steps = 30, guidanceScale = 7.5, negativePrompt, state, signal } = options;
     const sampler = this.model.scheduler.sampler(options);
     // A last batch that is not full repeats its first request; the programs have one shape.
     const filled = Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
-    const known = new Map<string, PromptEmbedding>();
-    for (const prompt of new Set(filled.map((r) => r.prompt)))
-      known.set(prompt, await this.embed(prompt, state));
-    const wanted = filled.map((r) => known.get(r.prompt)!);
+    const embed = this.#embedder(state);
+    const wanted: PromptEmbedding[] = [];
+    for (const { prompt } of filled) wanted.push(await embed(prompt));
     const guided = guidanceScale !== 1;
     const unwanted = guided ? await this.embedUnwanted(negativePrompt, state) : undefined;
     const { resolution } = this;
@@ -205,19 +285,28 @@ export class TextToImage {
       const { prediction } = await denoiser.run({ sample, timestep, ...condition }, state);
       return prediction as Tensor<'float32'>;
     };
-    const latents = await sampler({
+    const act = guided ? withGuidance(denoise, guidanceScale) : denoise;
+    return sampler({
       steps,
-      denoise: guided ? withGuidance(denoise, guidanceScale) : denoise,
+      denoise: (sample, t) => {
+        onState?.(sample, t);
+        return act(sample, t);
+      },
       noise: drawNoise(),
       drawNoise,
       onStep,
     });
-    const { pixels } = await this.decodeProgram.run({ latents });
-    if (!(pixels as Tensor<'float32'>).data.every(Number.isFinite)) {
-      throw new ModelError(
-        `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. Its weights, or the LoRA, are damaged or diverged.`,
-      );
-    }
-    return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));
   }
+}
+
+/** Who is told of a sampler's course. */
+interface Watching {
+  readonly onStep?: (done: number) => void;
+  readonly onState?: (samples: Tensor<'float32'>, timestep: number) => void;
+}
+
+/** Row i of [B, ...], as [...]. */
+function rowOf({ shape: [, ...shape], data }: Tensor<'float32'>, i: number): Tensor<'float32'> {
+  const size = elementCount(shape);
+  return float32(shape, data.slice(i * size, (i + 1) * size));
 }

@@ -25,9 +25,9 @@ const PASSING = new Set([408, 425, 429]);
 /**
  * An HTTP endpoint that is sent pictures and answers numbers. A request is a POST of
  *
- *   {"pictures": [{"width": 512, "height": 512, "png": "<base64>"}], "prompt": "a photo of sks backpack", "step": 12}
+ *   {"pictures": [{"width": 512, "height": 512, "png": "<base64>", "prompt": "a backpack on the beach"}], "prompt": "a photo of sks backpack", "step": 12}
  *
- * and the answer {"rewards": [0.31]}, a number for each picture in their order. What fails for a while (no connection, no answer in time, status 408, 425, 429
+ * with what each picture should show beside it, and the answer {"rewards": [0.31]}, a number for each picture in their order. What fails for a while (no connection, no answer in time, status 408, 425, 429
  * or 5xx, an answer that is no such list) is sent again after a wait that doubles; any other status is final.
  */
 export function endpointReward(name: string, options: EndpointOptions): BlackBoxReward {
@@ -39,7 +39,9 @@ export function endpointReward(name: string, options: EndpointOptions): BlackBox
       const rewards: unknown[] = [];
       for (let start = 0; start < pictures.length; start += options.batchSize) {
         const batch = pictures.slice(start, start + options.batchSize);
-        rewards.push(...(await persistently(name, options, () => request(options, batch, context))));
+        const prompts = context.prompts.slice(start, start + options.batchSize);
+        const told = { ...context, prompts };
+        rewards.push(...(await persistently(name, options, () => request(options, batch, told))));
       }
       return rewards;
     },
@@ -84,13 +86,14 @@ async function persistently<T>(
 async function request(
   { url, timeout, encode }: EndpointOptions,
   pictures: readonly Picture[],
-  { prompt, step }: ScoringContext,
+  { prompt, prompts, step }: ScoringContext,
 ): Promise<readonly unknown[]> {
   const encoded = await Promise.all(
-    pictures.map(async (picture) => ({
+    pictures.map(async (picture, i) => ({
       width: picture.width,
       height: picture.height,
       png: base64(await encode(picture)),
+      prompt: prompts[i],
     })),
   );
   const late = AbortSignal.timeout(timeout * 1000);

@@ -7,5 +7,6 @@ import type { GraphReward } from './reward.js';
 export const lookForwardReward: GraphReward = {
   kind: 'graph',
   name: 'look-forward',
+  ofNoisedPhotographs: true,
   values: ({ latents, clean }) => neg(mean(lookForwardResidual(latents, clean), [1, 2, 3])),
 };

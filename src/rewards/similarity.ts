@@ -17,19 +17,31 @@ export function imageSimilarityReward(name: string, embed: ImageEmbedding): Grap
   return {
     kind: 'graph',
     name,
-    reference: (photograph) => unitLength(embed(photograph)),
+    reference: { of: 'photograph', build: (photograph) => unitLength(embed(photograph)) },
     values: (heading, reference) => minusDistance(embed(heading.pixels()), reference!),
   };
 }
 
 /**
- * Alignment with a text in the eyes of CLIP: -(1 - cos(khat, l)), with the text's embedding l [1, D], which is the same for all rows and steps.
+ * Alignment with a text in the eyes of CLIP: -(1 - cos(khat, l)), with the embedding l of the text that the row's picture should show.
+ *
+ * @param texts the embedding [1, D] of each text that a row may have
  */
 export function textAlignmentReward(
   name: string,
   embed: ImageEmbedding,
-  text: Tensor<'float32'>,
+  texts: ReadonlyMap<string, Tensor<'float32'>>,
 ): GraphReward {
+  return {
+    kind: 'graph',
+    name,
+    reference: { of: 'text', known: texts },
+    values: (heading, reference) => minusDistance(embed(heading.pixels()), unitLength(reference!)),
+  };
+}
+
+/** The same with one text for all rows. @param text its embedding [1, D] */
+export function fixedTextReward(name: string, embed: ImageEmbedding, text: Tensor<'float32'>): GraphReward {
   return {
     kind: 'graph',
     name,

@@ -7,9 +7,9 @@ import { gradients } from '../autodiff/gradient.js';
 import { type PictureSize, squareOf } from '../data/aspect-buckets.js';
 import { coefficients, noisySample, predictionTarget } from '../diffusion/look-forward.js';
 import type { Condition } from '../models/unet-2d-condition.js';
-import { add, div, exp, mul } from '../onnx/elementwise.js';
+import { add, div, equal, exp, mul, where } from '../onnx/elementwise.js';
 import { Graph, type Value } from '../onnx/graph.js';
-import { slice } from '../onnx/movement.js';
+import { concat, reshape, slice } from '../onnx/movement.js';
 import { clipByGlobalNorm } from '../optim/clipping.js';
 import { ema } from '../optim/ema.js';
 import type { Optimizer } from '../optim/optimizer.js';
@@ -29,6 +29,8 @@ export interface StepSettings {
   readonly priorLossWeight: number;
   readonly lora: LoraSettings;
   readonly instances: number;
+  /** Whether some of these rows, told by what is fed, are states that the policy visited itself instead of noised photographs. */
+  readonly rollouts?: boolean;
   /** Rows of the class in each batch; 0 without prior preservation. */
   readonly priors: number;
   /** Side in pixels of a square picture. */
@@ -50,6 +52,8 @@ export interface StepGraphs {
   readonly apply: Graph | undefined;
   /** What `micro` returns besides `loss`. */
   readonly metrics: readonly string[];
+  /** Those of all metrics that say nothing of a batch without noised photographs. */
+  readonly photographMetrics: readonly string[];
   /** The critic's turn, where it waits for rewards from outside. */
   readonly critic:
     | (Pick<RewardTurns, 'experience' | 'criticMetrics'> & { readonly graph: Graph })
@@ -65,8 +69,10 @@ const accumulatedName = (parameter: string): string => `accumulated.${parameter}
  *
  * Fed at each micro step, with B = instances + priors rows: the posterior of the clean latents (`latents.mean`, `latents.logvar`, as the autoencoder gives them) and
  * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process (with an offset also `noise.offset` [B, C, 1, 1], standard
- * normal), and the condition: what `model.condition` asks for, or, when the text encoders learn too, the tokens in place of the embedding. Taken from the state and
- * updated in it: the low-rank factors, the optimiser's moments, the critic, the averages.
+ * normal), and the condition: what `model.condition` asks for, or, when the text encoders learn too, the tokens in place of the embedding. With roll-outs also
+ * `states.photograph` [I], 1 for the subject's rows that are noised photographs and 0 for those that are visited states, and the latter as `states.visited`
+ * [I, C, h, w], whose timesteps and conditions are in their rows. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic,
+ * the averages.
  *
  * @param size of the batch's pictures, a square of the resolution by default. Steps for several sizes share one state.
  */
@@ -93,7 +99,11 @@ export function buildStep(
   const condition = model.condition(graph, rows, text?.result);
 
   const c = coefficients(graph, schedule, timesteps);
-  const noisy = noisySample(clean, noise, c);
+  const noised = noisySample(clean, noise, c);
+  const fromPhotograph = settings.rollouts
+    ? graph.input(FROM_PHOTOGRAPH, 'float32', [settings.instances])
+    : undefined;
+  const noisy = fromPhotograph ? withVisited(noised, fromPhotograph) : noised;
   const denoiser = model.denoiser(
     graph,
     { sample: noisy, timestep: timesteps, condition },
@@ -103,6 +113,7 @@ export function buildStep(
     schedule,
     coefficients: c,
     instances: settings.instances,
+    ...(fromPhotograph ? { fromPhotograph } : {}),
     timesteps,
     clean,
     noise,
@@ -148,8 +159,25 @@ export function buildStep(
     micro: graph,
     apply,
     metrics: Object.keys(named),
+    photographMetrics: turns?.photographMetrics ?? [],
     critic: turns?.critic && { ...turns, graph: turns.critic },
   };
+}
+
+/** Which of the subject's rows are noised photographs; the others are states that the policy visited. */
+export const FROM_PHOTOGRAPH = 'states.photograph';
+export const VISITED = 'states.visited';
+
+/** The noisy latents [B, C, h, w] with the visited states in the place of the subject's rows that are none of a photograph. */
+function withVisited(noised: Value, fromPhotograph: Value): Value {
+  const [rows, ...latent] = noised.shape as [number, ...number[]];
+  const [instances] = fromPhotograph.shape as [number];
+  const own = where(
+    equal(reshape(fromPhotograph, [instances, 1, 1, 1]), 1),
+    slice(noised, 0, 0, instances),
+    noised.graph.input(VISITED, 'float32', [instances, ...latent]),
+  );
+  return rows === instances ? own : concat([own, slice(noised, 0, instances, rows)], 0);
 }
 
 /** What the subject's rows are conditioned on. */

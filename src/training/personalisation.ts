@@ -4,6 +4,7 @@ import { ReturnCritic } from '../algorithms/return-critic.js';
 import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, DivergedError, RewardError, RunError } from '../errors.js';
+import { wholePicture } from '../models/size-condition.js';
 import { initialParameters } from '../nn/initialize.js';
 import { emaDecay, emaName } from '../optim/ema.js';
 import { scalarFeed } from '../optim/optimizer.js';
@@ -24,11 +25,14 @@ import {
   accumulatorState,
   buildStep,
   criticOptimizer,
+  FROM_PHOTOGRAPH,
   type StepGraphs,
   type StepSettings,
+  VISITED,
 } from './personalisation-step.js';
-import type { ReferenceCache } from './reference-cache.js';
+import { type ReferenceCache, referenceName } from './reference-cache.js';
 import { PIXELS, returnCriticOptimizer, rewardName } from './reward-turns.js';
+import { isRolloutTensor, isVisited, type PickedState, type Rollouts } from './rollouts.js';
 import type { RunFolder } from './run-folder.js';
 
 export interface PersonalisationSettings extends StepSettings {
@@ -43,10 +47,14 @@ export interface PersonalisationSettings extends StepSettings {
   readonly seed: number;
   /** What to do when a reward cannot be had: stop with everything saved, or let the critic miss that batch. */
   readonly onRewardFailure: 'stop' | 'skip';
+  /** Share of the subject's rows that are states which the policy visited itself, where there are roll-outs. */
+  readonly rolloutFraction?: number;
 }
 
-/** The text of a row, [1, ...] each: its embedding, for when the text encoders are frozen, and its tokens. */
+/** The text of a row. Its embedding, for when the text encoders are frozen, and its tokens are [1, ...] each. */
 export interface RowText {
+  /** What its picture should show, in words that a reward knows: without the rare token. */
+  readonly shows: string;
   readonly embedding: PromptEmbedding;
   readonly tokens: TokenizedPrompt['tokens'];
 }
@@ -62,6 +70,8 @@ export interface PersonalisationInputs {
     readonly texts: readonly RowText[];
     readonly sizes?: readonly PictureSize[];
   };
+  /** What the policy draws by itself, with the text of each of its prompts; squares of the resolution, beside photographs that are all of that size. */
+  readonly rollouts?: { readonly states: Rollouts; readonly texts: readonly RowText[] };
   /** They are brought to the size of the photographs that they are beside. */
   readonly priors?: { readonly latents: LatentCache; readonly text: RowText };
   /** What the subject's pictures should show, as rewards are told. */
@@ -97,6 +107,7 @@ export class Personalisation {
     private readonly buckets: readonly Bucket[],
     private readonly apply: Program | undefined,
     private readonly metrics: readonly string[],
+    private readonly photographMetrics: readonly string[],
     /** The low-rank factors' names. */
     readonly factorNames: readonly string[],
     /** Where everything that is learnt lives. */
@@ -133,7 +144,12 @@ export class Personalisation {
         );
       }
     }
-    const state = await engine.state(restored?.tensors ?? initial);
+    const kept = new Map([...(restored?.tensors ?? initial)].filter(([name]) => !isRolloutTensor(name)));
+    const state = await engine.state(kept);
+    const { rollouts } = inputs;
+    if (restored && rollouts && restored.step < settings.steps && !rollouts.states.isDue(restored.step + 1)) {
+      rollouts.states.restore(restored.tensors, model.latentShape(settings.resolution), restored.path);
+    }
     const apply = graphs.apply && (await engine.compile(graphs.apply));
     const personalisation = new Personalisation(
       inputs,
@@ -141,6 +157,7 @@ export class Personalisation {
       buckets,
       apply,
       graphs.metrics,
+      graphs.photographMetrics,
       shapes.map((s) => s.name),
       state,
       restored?.step ?? 0,
@@ -180,6 +197,10 @@ export class Personalisation {
     for (let step = this.fromStep + 1; step <= steps; step++) {
       if (signal?.aborted) await stop(step - 1);
       const before = performance.now();
+      await this.#drawRollouts(step).catch((error: unknown) => {
+        if (error instanceof CancelledError) return stop(step - 1);
+        throw error;
+      });
       const { record, failure } = await this.#step(step);
       const now = performance.now();
       await run.metrics.append(record);
@@ -220,6 +241,7 @@ export class Personalisation {
 
   async release(): Promise<void> {
     await this.#releasePrograms();
+    await this.inputs.rollouts?.states.release();
     await this.apply?.release();
     await this.state.release();
   }
@@ -231,6 +253,11 @@ export class Personalisation {
     if (!validate || !validationSteps || step === 0 || step >= steps || step % validationSteps !== 0) return;
     await this.#releasePrograms();
     await validate(step, await this.factors());
+  }
+
+  async #drawRollouts(step: number): Promise<void> {
+    const states = this.inputs.rollouts?.states;
+    if (states?.isDue(step)) await states.draw(step, this.state);
   }
 
   async #releasePrograms(): Promise<void> {
@@ -248,8 +275,10 @@ export class Personalisation {
       if (!(t.data as Float32Array).every(Number.isFinite))
         throw this.#diverged(step, `${name} holds values that are not finite`);
     }
-    const { run, priorDigest } = this.inputs;
-    const entry = await run.saveCheckpoint(step, tensors, { priorDigest });
+    const { run, priorDigest, model, rollouts } = this.inputs;
+    const shape = model.latentShape(this.settings.resolution);
+    const states = rollouts?.states.tensors(shape) ?? [];
+    const entry = await run.saveCheckpoint(step, new Map([...tensors, ...states]), { priorDigest });
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 
@@ -268,34 +297,36 @@ export class Personalisation {
       ...(settings.ema ? { 'ema.decay': scalarFeed(emaDecay(step, settings.emaDecay)) } : {}),
     };
     let failure: RewardError | undefined;
-    const sums = new Map<string, number>();
+    const means = new Means();
     let gradientNorm = Number.NaN;
     for (let part = 0; part < parts; part++) {
       const index = (step - 1) * parts + part;
       const turn = this.#turn(index);
-      const feeds = await this.#batch(index, turn);
+      const { feeds, shows, ofPhotographs } = await this.#batch(index, turn);
       const { micro, critic } = await this.#program(turn.bucket);
       const criticFeeds = criticFeedsOf(objective, step, index + 1);
       const outputs = await micro.run(
         { ...feeds, ...criticFeeds, ...(this.apply ? {} : updateFeeds) },
         this.state,
       );
+      const counts = (name: string): boolean => ofPhotographs || !this.photographMetrics.includes(name);
       for (const name of ['loss', ...this.metrics]) {
-        sums.set(name, (sums.get(name) ?? 0) + scalarOf(outputs[name]) / parts);
+        if (counts(name)) means.add(name, scalarOf(outputs[name]));
       }
-      const learnt = await this.#criticTurn(critic, step, outputs, criticFeeds);
+      const learnt = await this.#criticTurn(critic, step, outputs, criticFeeds, shows);
       failure ??= learnt.failure;
-      for (const [name, value] of learnt.metrics) sums.set(name, (sums.get(name) ?? 0) + value / parts);
+      for (const [name, value] of learnt.metrics) if (counts(name)) means.add(name, value);
       if (!this.apply) gradientNorm = scalarOf(outputs.gradientNorm);
     }
     if (this.apply) gradientNorm = scalarOf((await this.apply.run(updateFeeds, this.state)).gradientNorm);
-    const loss = sums.get('loss')!;
-    if (![...sums.values(), gradientNorm].every(Number.isFinite)) {
+    const measured = means.all();
+    const loss = measured.get('loss')!;
+    if (![...measured.values(), gradientNorm].every(Number.isFinite)) {
       throw this.#diverged(step, 'the loss or the gradient is not finite');
     }
     const record = {
       step,
-      ...(Object.fromEntries(sums) as { loss: number }),
+      ...(Object.fromEntries(measured) as { loss: number }),
       loss,
       gradientNorm,
       learningRate,
@@ -320,13 +351,14 @@ export class Personalisation {
     step: number,
     outputs: Readonly<Record<string, Tensor>>,
     feeds: Readonly<Record<string, Tensor>>,
+    shows: readonly string[],
   ): Promise<{ metrics: ReadonlyMap<string, number>; failure?: RewardError }> {
     const { objective } = this.settings;
     if (!turn || objective.method !== 'dpg') return { metrics: new Map() };
     const boxes = objective.rewards.flatMap(({ reward }) => (reward.kind === 'black box' ? [reward] : []));
     let rewards: Record<string, Tensor>;
     try {
-      rewards = await this.#ask(boxes, outputs[PIXELS] as Tensor<'float32'>, step);
+      rewards = await this.#ask(boxes, outputs[PIXELS] as Tensor<'float32'>, step, shows);
     } catch (error) {
       if (!(error instanceof RewardError)) throw error;
       return { metrics: new Map(), failure: error };
@@ -342,6 +374,7 @@ export class Personalisation {
     boxes: readonly BlackBoxReward[],
     pixels: Tensor<'float32'>,
     step: number,
+    prompts: readonly string[],
   ): Promise<Record<string, Tensor>> {
     if (!pixels.data.every(Number.isFinite)) {
       throw this.#diverged(
@@ -352,7 +385,7 @@ export class Personalisation {
     const pictures = Array.from({ length: pixels.shape[0]! }, (_, i) => pictureBytes(pixels, i));
     const rewards: Record<string, Tensor> = {};
     for (const box of boxes) {
-      const values = await score(box, pictures, { step, prompt: this.inputs.prompt });
+      const values = await score(box, pictures, { step, prompt: this.inputs.prompt, prompts });
       rewards[rewardName(box.name)] = float32([values.length], values);
     }
     return rewards;
@@ -392,12 +425,12 @@ export class Personalisation {
     return program;
   }
 
-  /** What to feed at micro step `index`, counted from 0 over the whole run. */
+  /** What to feed at micro step `index`, counted from 0 over the whole run, and what the pictures of the subject's rows should show. */
   async #batch(
     index: number,
     { bucket, number, use }: { readonly bucket: Bucket; readonly number: number; readonly use: number },
-  ): Promise<Record<string, Tensor>> {
-    const { model, instances, priors } = this.inputs;
+  ): Promise<MicroBatch> {
+    const { model, instances, priors, rollouts } = this.inputs;
     const { settings } = this;
     const { seed } = settings;
     const random = new Random(seed, 'step', index);
@@ -409,12 +442,24 @@ export class Personalisation {
       );
     const own = picksOf(seed, ['instance', number], bucket.pictures, settings.instances, use);
     const rows = await rowsOf(instances.latents, ['instance', number], own);
-    const known = await Promise.all(
-      own.map(({ picture, position }) =>
-        instances.references.of(picture, bucket.size, new Random(seed, 'view', 'instance', number, position)),
-      ),
+    const fraction = settings.rolloutFraction ?? 0;
+    const visited = own.map(({ position }) =>
+      rollouts && isVisited(fraction, position) ? rollouts.states.pick(position) : undefined,
     );
-    const texts = own.map(({ picture }) => instances.texts[picture]!);
+    const texts = own.map(({ picture }, i) =>
+      visited[i] ? rollouts!.texts[visited[i].prompt]! : instances.texts[picture]!,
+    );
+    const shows = texts.map((text) => text.shows);
+    const known = await Promise.all(
+      own.map(async ({ picture, position }, i) => ({
+        ...(await instances.references.of(
+          picture,
+          bucket.size,
+          new Random(seed, 'view', 'instance', number, position),
+        )),
+        ...this.#textReferences(shows[i]!),
+      })),
+    );
     if (priors) {
       const all = Array.from({ length: priors.latents.count }, (_, i) => i);
       const picks = picksOf(seed, ['prior'], all, settings.priors, index);
@@ -422,12 +467,16 @@ export class Personalisation {
       texts.push(...picks.map(() => priors.text));
     }
     const shape = [rows.length, ...model.latentShape(bucket.size.width, bucket.size.height)];
-    const timesteps = rows.map(() => random.int(model.scheduler.schedule.steps));
-    return {
+    const timesteps = rows.map((_, r) => {
+      const drawn = random.int(model.scheduler.schedule.steps);
+      return visited[r]?.timestep ?? drawn;
+    });
+    const whole = wholePicture(settings.resolution, settings.resolution);
+    const feeds = {
       ...batchRows<DType>(
         rows.map(({ size }, r) => ({
           ...(settings.lora.textEncoder ? texts[r]!.tokens : texts[r]!.embedding),
-          ...model.sizeFeeds(size),
+          ...model.sizeFeeds(visited[r] ? whole : size),
         })),
       ),
       ...batchRows<DType>(known),
@@ -445,7 +494,62 @@ export class Personalisation {
         ? { 'noise.offset': random.derive('offset').normals([rows.length, shape[1]!, 1, 1]) }
         : {}),
       timesteps: int64([rows.length], timesteps),
+      ...(rollouts ? stateFeeds(visited, shape.slice(1)) : {}),
     };
+    return { feeds, shows, ofPhotographs: visited.some((state) => !state) };
+  }
+
+  /** What rewards have to know of the text of a row, by the names that a step is fed. */
+  #textReferences(shows: string): Record<string, Tensor> {
+    const { objective } = this.settings;
+    if (objective.method !== 'dpg') return {};
+    return Object.fromEntries(
+      objective.rewards.flatMap(({ reward }) => {
+        if (reward.kind !== 'graph' || reward.reference?.of !== 'text') return [];
+        return [[referenceName(reward.name), reward.reference.known.get(shows)!] as const];
+      }),
+    );
+  }
+}
+
+/** A micro step's batch. */
+interface MicroBatch {
+  readonly feeds: Record<string, Tensor>;
+  /** What the pictures of the subject's rows should show, as rewards are told it. */
+  readonly shows: readonly string[];
+  /** Whether any of the subject's rows is a noised photograph. */
+  readonly ofPhotographs: boolean;
+}
+
+/** Visited states in their rows, zeros in those of noised photographs. @param shape [C, h, w] */
+function stateFeeds(
+  visited: readonly (PickedState | undefined)[],
+  shape: readonly number[],
+): Record<string, Tensor> {
+  const nothing = new Float32Array(elementCount(shape));
+  return {
+    [FROM_PHOTOGRAPH]: float32(
+      [visited.length],
+      visited.map((state) => (state ? 0 : 1)),
+    ),
+    [VISITED]: joined(
+      [visited.length, ...shape],
+      visited.map((state) => state?.sample ?? nothing),
+    ),
+  };
+}
+
+/** Means by name over the micro steps that have a value for it. */
+class Means {
+  readonly #sums = new Map<string, { sum: number; count: number }>();
+
+  add(name: string, value: number): void {
+    const { sum, count } = this.#sums.get(name) ?? { sum: 0, count: 0 };
+    this.#sums.set(name, { sum: sum + value, count: count + 1 });
+  }
+
+  all(): Map<string, number> {
+    return new Map([...this.#sums].map(([name, { sum, count }]) => [name, sum / count]));
   }
 }
 

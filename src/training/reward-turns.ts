@@ -5,9 +5,10 @@ import {
   type DpgSettings,
   dpg,
   nextCriticState,
+  rowsOf,
 } from '../algorithms/dpg.js';
 import { headingOf, type NextStates, nextStates } from '../algorithms/heading.js';
-import type { Batch, Objective } from '../algorithms/objective.js';
+import { type Batch, meanOverRows, type Objective } from '../algorithms/objective.js';
 import { type CriticState, ReturnCritic } from '../algorithms/return-critic.js';
 import { gradients } from '../autodiff/gradient.js';
 import { recompute } from '../autodiff/recompute.js';
@@ -42,6 +43,8 @@ export interface RewardTurns {
   readonly experience: readonly string[];
   /** Scalars worth logging that the critic's turn puts out. */
   readonly criticMetrics: readonly string[];
+  /** Scalars that are means over noised photographs alone, and say nothing where a batch has none. */
+  readonly photographMetrics: readonly string[];
 }
 
 export interface RewardTurnOptions {
@@ -79,6 +82,7 @@ export function buildRewardTurns(graph: Graph, batch: Batch, options: RewardTurn
       return [[reward.name, reward.values(heading, reference)] as const];
     }),
   );
+  const { fromPhotograph } = batch;
   const learnt = criticRewards(settings);
   const names = learnt.map((r) => r.reward.name);
   const critic = learnt.length > 0 ? new ReturnCritic(graph, names) : undefined;
@@ -88,13 +92,20 @@ export function buildRewardTurns(graph: Graph, batch: Batch, options: RewardTurn
     const next = nextStates(batch, heading);
     seen.next = { state: followed(batch, next, heading.clean, predict), goesOn: next.goesOn };
   }
+  const photographMetrics = fromPhotograph
+    ? [
+        'instanceLoss',
+        ...rewards.flatMap((r) => (rowsOf(r, fromPhotograph).counts ? [rewardName(r.reward.name)] : [])),
+      ]
+    : [];
   if (rewards.every(({ reward }) => reward.kind === 'graph')) {
-    const metrics = learn(graph, critic, seen, values, settings);
+    const metrics = learn(graph, critic, seen, values, settings, fromPhotograph);
     return {
       objective: { ...objective, metrics: { ...objective.metrics, ...metrics } },
       critic: undefined,
       experience: [],
       criticMetrics: [],
+      photographMetrics,
     };
   }
 
@@ -125,9 +136,15 @@ export function buildRewardTurns(graph: Graph, batch: Batch, options: RewardTurn
       return [name, known ? hand(input, known) : apart.input(input, 'float32', [batch.instances])] as const;
     }),
   );
-  const metrics = learn(apart, new ReturnCritic(apart, names), told, given, settings);
+  // Only where some reward needs it: an input that nothing reads is not fed.
+  const toldFrom =
+    fromPhotograph && photographMetrics.length > 1
+      ? hand(experience('from_photograph'), fromPhotograph)
+      : undefined;
+  const metrics = learn(apart, new ReturnCritic(apart, names), told, given, settings, toldFrom);
   for (const [name, value] of Object.entries(metrics)) apart.output(`metric.${name}`, value);
-  return { objective, critic: apart, experience: handed, criticMetrics: Object.keys(metrics) };
+  const criticMetrics = Object.keys(metrics);
+  return { objective, critic: apart, experience: handed, criticMetrics, photographMetrics };
 }
 
 interface Experience {
@@ -154,14 +171,22 @@ function learn(
   seen: Experience,
   values: ReadonlyMap<string, Value>,
   settings: DpgSettings,
+  fromPhotograph: Value | undefined,
 ): Record<string, Value> {
   const { rewards, combination } = settings;
   const total = combine(
     combination,
-    rewards.map(({ reward, weight }) => ({ value: values.get(reward.name)!, weight })),
+    rewards.map((r) => ({
+      value: values.get(r.reward.name)!,
+      weight: r.weight,
+      ...rowsOf(r, fromPhotograph),
+    })),
   );
   const metrics: Record<string, Value> = { reward: mean(total) };
-  for (const [name, value] of values) metrics[rewardName(name)] = mean(value);
+  for (const r of rewards) {
+    const { name } = r.reward;
+    metrics[rewardName(name)] = meanOverRows(values.get(name)!, rowsOf(r, fromPhotograph).counts);
+  }
   if (!critic) return metrics;
   const learnt = criticRewards(settings);
   const columns = concat(
@@ -179,10 +204,11 @@ function learn(
   return metrics;
 }
 
-/** The length of what a reward has to know of a photograph; undefined where it is nothing. */
+/** The length of what a reward has to know of a row; undefined where it is nothing. */
 function referenceLength({ reference }: GraphReward, heading: Heading): number | undefined {
   if (!reference) return undefined;
+  if (reference.of === 'text') return [...reference.known.values()][0]!.data.length;
   const graph = new Graph('shapes');
   const [, ...picture] = heading.pixels().shape;
-  return reference(graph.input('pixels', 'float32', [1, ...picture])).size;
+  return reference.build(graph.input('pixels', 'float32', [1, ...picture])).size;
 }

@@ -62,6 +62,7 @@ export function estimateMemory(
     const { micro, apply } = buildStep(model, settings, size);
     return { size, micro: estimateGraphMemory(micro), apply: apply && estimateGraphMemory(apply) };
   });
+  const drawing = drawingParts(model, settings.resolution, settings.lora, guided);
   // The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved.
   const state = Math.max(...steps.map(({ micro, apply }) => (apply ? apply.state : 0) + micro.state));
   const training = [
@@ -71,8 +72,8 @@ export function estimateMemory(
     ]),
     { what: 'LoRA, moments and critic, with copies', bytes: STATE_COPIES * state },
     ...encoders,
+    ...(settings.rollouts ? drawing : []),
   ];
-  const drawing = drawingParts(model, settings.resolution, settings.lora, guided);
   const phases = [phase('drawing', drawing, training), phase('training', training, drawing)];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
   return { phases, peak, available };

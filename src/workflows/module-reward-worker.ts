@@ -8,6 +8,13 @@ import type { Picture } from '../rewards/reward.js';
 const port = parentPort!;
 const describe = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
+interface Question {
+  readonly pictures: Picture[];
+  readonly step: number;
+  readonly prompt: string;
+  readonly prompts: string[];
+}
+
 async function load(): Promise<ScoreFunction> {
   const module = (await import(pathToFileURL(workerData as string).href)) as { default?: unknown };
   if (typeof module.default !== 'function') {
@@ -20,17 +27,15 @@ async function load(): Promise<ScoreFunction> {
 
 load().then(
   (score) => {
-    port.on(
-      'message',
-      async ({ pictures, step, prompt }: { pictures: Picture[]; step: number; prompt: string }) => {
-        try {
-          const answer = await score(pictures, { step, prompt, signal: new AbortController().signal });
-          port.postMessage({ ok: true, answer });
-        } catch (error) {
-          port.postMessage({ ok: false, message: describe(error) });
-        }
-      },
-    );
+    port.on('message', async ({ pictures, step, prompt, prompts }: Question) => {
+      try {
+        const { signal } = new AbortController();
+        const answer = await score(pictures, { step, prompt, prompts, signal });
+        port.postMessage({ ok: true, answer });
+      } catch (error) {
+        port.postMessage({ ok: false, message: describe(error) });
+      }
+    });
     port.postMessage({ ok: true, answer: 'ready' });
   },
   (error) => port.postMessage({ ok: false, message: describe(error) }),

@@ -29,7 +29,7 @@ export async function openModuleReward(name: string, path: string, timeout: numb
     kind: 'black box',
     name,
     timeout,
-    async score(pictures, { step, prompt, signal }) {
+    async score(pictures, { step, prompt, prompts, signal }) {
       thread ??= await started(name, path, file);
       const end = (): void => {
         void thread?.terminate();
@@ -37,7 +37,7 @@ export async function openModuleReward(name: string, path: string, timeout: numb
       };
       signal.addEventListener('abort', end);
       try {
-        thread.postMessage({ pictures, step, prompt });
+        thread.postMessage({ pictures, step, prompt, prompts });
         return await reply(thread);
       } catch (error) {
         end();

@@ -1,5 +1,6 @@
 import { encodeJpeg, encodePng } from '../data/image-grid.js';
 import type { Engine } from '../engine/engine.js';
+import type { Value } from '../onnx/graph.js';
 import { openClip, openImageEncoder } from '../pretrained/image-encoder.js';
 import { openOnnxModel } from '../pretrained/onnx-model.js';
 import { endpointReward } from '../rewards/endpoint.js';
@@ -8,7 +9,7 @@ import { jpegSizeReward } from '../rewards/jpeg-size.js';
 import { lookForwardReward } from '../rewards/look-forward.js';
 import { pictureReward } from '../rewards/picture-reward.js';
 import type { Reward, WeightedReward } from '../rewards/reward.js';
-import { imageSimilarityReward, textAlignmentReward } from '../rewards/similarity.js';
+import { fixedTextReward, imageSimilarityReward, textAlignmentReward } from '../rewards/similarity.js';
 import type { Cleanup } from './cleanup.js';
 import { openModuleReward } from './module-reward.js';
 import type { NamedReward } from './reward-spec.js';
@@ -21,8 +22,8 @@ export interface OpenRewardOptions {
   readonly gamma: number;
   /** How long a black box may take for an answer, and an endpoint for each request, in seconds. */
   readonly timeout: number;
-  /** What pictures should be aligned with where nothing else is said. */
-  readonly classPrompt: string;
+  /** All that pictures of the run are to show, without the rare token. */
+  readonly texts: readonly string[];
   readonly onWarning: (message: string) => void;
   /** The run is to stop: endpoints that fail are not asked again. */
   readonly stop?: AbortSignal;
@@ -66,11 +67,13 @@ async function openReward(spec: NamedReward, options: OpenRewardOptions): Promis
     }
     case 'text-alignment': {
       const clip = await openClip(spec.encoder);
-      return textAlignmentReward(
-        name,
-        (pixels) => clip.embed(pixels),
-        await clip.embedText(engine, spec.text ?? options.classPrompt),
-      );
+      const embed = (pixels: Value): Value => clip.embed(pixels);
+      if (spec.text !== undefined) {
+        return fixedTextReward(name, embed, await clip.embedText(engine, spec.text));
+      }
+      const texts = [...new Set(options.texts)];
+      const embeddings = await clip.embedTexts(engine, texts);
+      return textAlignmentReward(name, embed, new Map(texts.map((text, i) => [text, embeddings[i]!])));
     }
     case 'jpeg-size':
       return jpegSizeReward(name, (picture) => encodeJpeg(picture, JPEG_QUALITY));

@@ -28,6 +28,16 @@ export interface PersonaliseSettings {
   readonly rewardTimeout: number;
   /** What to do when a reward cannot be had: "stop" with everything saved, or "skip" the critic's turn and go on. */
   readonly onRewardFailure: 'stop' | 'skip';
+  /** Share of the subject's rows that are states which the policy visited itself; the others are noised photographs. */
+  readonly rolloutFraction: number;
+  /** What the policy draws to visit them; the subject in six scenes by default. */
+  readonly rolloutPrompts: readonly string[] | undefined;
+  /** Pictures whose states are visited at a time. */
+  readonly numRollouts: number;
+  /** Training steps after which they are drawn again. */
+  readonly rolloutEvery: number;
+  /** Sampler steps of each, and so its states. */
+  readonly rolloutSteps: number;
   readonly steps: number;
   readonly learningRate: number;
   readonly lrScheduler: ScheduleName;
@@ -101,6 +111,11 @@ export const personaliseDefaults: PersonaliseSettings = {
   criticTarget: 'reward',
   rewardTimeout: 60,
   onRewardFailure: 'stop',
+  rolloutFraction: 0,
+  rolloutPrompts: undefined,
+  numRollouts: 8,
+  rolloutEvery: 25,
+  rolloutSteps: 10,
   steps: 400,
   learningRate: 5e-4,
   lrScheduler: 'constant',
@@ -201,6 +216,7 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   oneOf('critic-target', settings.criticTarget, ['return', 'reward']);
   oneOf('on-reward-failure', settings.onRewardFailure, ['stop', 'skip']);
   checkRewards(settings);
+  checkRollouts(settings);
   oneOf('report-to', settings.reportTo, ['none', 'tensorboard']);
   oneOf('lr-scheduler', settings.lrScheduler, Object.keys(schedules));
   oneOf('scheduler', settings.scheduler, schedulerNames);
@@ -222,6 +238,7 @@ export function isOfficial(settings: PersonaliseSettings): boolean {
   const d = personaliseDefaults;
   return (
     isLookForwardAlone(completeRewards(settings.reward, rewardCombination)) &&
+    settings.rolloutFraction === 0 &&
     rewardCombination === d.rewardCombination &&
     lambda === d.lambda &&
     policyGradient === undefined &&
@@ -232,6 +249,55 @@ export function isOfficial(settings: PersonaliseSettings): boolean {
 /** The critic's learning rate where none is given. */
 export function criticLearningRate(settings: PersonaliseSettings): number {
   return settings.criticLearningRate ?? (isOfficial(settings) ? 0.01 : 1e-3);
+}
+
+/** Settings about roll-outs that say nothing without them. */
+const rolloutKeys = ['rolloutPrompts', 'numRollouts', 'rolloutEvery', 'rolloutSteps'] as const;
+
+function checkRollouts(settings: PersonaliseSettings): void {
+  const { rolloutFraction, rolloutPrompts, method, objective, policyGradient } = settings;
+  if (!(rolloutFraction >= 0 && rolloutFraction <= 1)) {
+    throw new UsageError(
+      `--rollout-fraction ${rolloutFraction}: expected a number from 0, noised photographs alone, to 1, visited states alone.`,
+    );
+  }
+  if (rolloutPrompts?.length === 0) {
+    throw new UsageError('The list of roll-out prompts is empty. Leave it out to have scenes chosen.');
+  }
+  if (rolloutFraction === 0) {
+    const idle = rolloutKeys.find((key) => settings[key] !== personaliseDefaults[key]);
+    if (idle === undefined) return;
+    throw new UsageError(
+      `${idle === 'rolloutPrompts' ? '--rollout-prompt' : flag(idle)} is about roll-outs, and there are none: add --rollout-fraction 0.5, or leave it out.`,
+    );
+  }
+  const visited = `--rollout-fraction ${rolloutFraction}: a state that the policy visited itself`;
+  if (method !== 'dpg') {
+    throw new UsageError(
+      `${visited} has no true noise that --method ${method} could learn. Use --method dpg with a reward, or leave the flag out.`,
+    );
+  }
+  if (objective === 'official') {
+    throw new UsageError(
+      `${visited} is not known to the released code. Use --objective paper, or leave the flag out.`,
+    );
+  }
+  if (settings.enableBucket) {
+    throw new UsageError(
+      `${visited} is a square, and --enable-bucket gives photographs other shapes. Leave one of them out.`,
+    );
+  }
+  const rewards = completeRewards(settings.reward, settings.rewardCombination);
+  if (rewards.every(({ kind }) => kind === 'look-forward')) {
+    throw new UsageError(
+      `${visited} has no photograph that it was noised from, so look-forward alone cannot reward it. Add a reward that looks at the picture, such as --reward clip-text:DIR or --reward dino:DIR.`,
+    );
+  }
+  if (policyGradient && policyGradient !== 'reward' && rewards.some(({ kind }) => kind === 'look-forward')) {
+    throw new UsageError(
+      `--policy-gradient ${policyGradient}: with roll-outs no critic can learn look-forward, which says nothing of states that the policy visited. Leave the flag out, so that look-forward is followed straight.`,
+    );
+  }
 }
 
 function checkRewards(settings: PersonaliseSettings): void {
@@ -276,6 +342,9 @@ const ranges: readonly Range[] = [
       'minBucketReso',
       'maxBucketReso',
       'bucketResoSteps',
+      'numRollouts',
+      'rolloutEvery',
+      'rolloutSteps',
     ],
     expected: 'a whole number of at least 1',
     holds: (v) => Number.isInteger(v) && v >= 1,

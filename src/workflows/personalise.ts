@@ -11,6 +11,7 @@ import {
   readSubjectPrompt,
   type SubjectPrompt,
   scenePrompts,
+  shownBy,
   unnamedSubjectWarnings,
 } from '../data/prompts.js';
 import { readReferenceImages } from '../data/reference-images.js';
@@ -28,6 +29,7 @@ import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { LatentStore } from '../training/latent-store.js';
 import { Personalisation, type RowText } from '../training/personalisation.js';
 import { ReferenceCache } from '../training/reference-cache.js';
+import { type RolloutSettings, Rollouts } from '../training/rollouts.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { classImages } from './class-images.js';
@@ -91,6 +93,7 @@ async function prepare(options: PersonaliseOptions) {
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
   model.scheduler.sampler(settings);
+  const rollouts = rolloutSettings(model, settings, subject);
   const cutTo = cutting(model, settings, resolution);
   const references = await readReferenceImages(options.images, {
     resolution,
@@ -106,7 +109,18 @@ async function prepare(options: PersonaliseOptions) {
     alpha: settings.loraAlpha,
     textEncoder: settings.trainTextEncoder,
   };
-  return { settings, subject, model, located, resolution, references, instancePrompts, sizes, lora };
+  return {
+    settings,
+    subject,
+    model,
+    located,
+    resolution,
+    references,
+    instancePrompts,
+    sizes,
+    lora,
+    rollouts,
+  };
 }
 
 type Prepared = Awaited<ReturnType<typeof prepare>>;
@@ -145,15 +159,16 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const { onEvent, signal } = options;
   const started = performance.now();
   const prepared = await prepare(options);
-  const { settings, subject, model, located, resolution, references, instancePrompts, sizes, lora } =
-    prepared;
+  const { settings, subject, model, located, resolution, references } = prepared;
+  const { instancePrompts, sizes, lora, rollouts } = prepared;
   const digests = await model.digests();
   const environment = readEnvironment(options);
   const prompts = settings.validationPrompts ?? [subject.instancePrompt, ...scenePrompts(subject)];
+  const drawn = [...new Set([...prompts, ...(rollouts?.prompts ?? [])])];
   const warnings = [
     ...references.warnings,
-    ...unnamedSubjectWarnings(prompts, subject),
-    ...truncations(model, [...instancePrompts, subject.classPrompt, ...prompts]),
+    ...unnamedSubjectWarnings(drawn, subject),
+    ...truncations(model, [...instancePrompts, subject.classPrompt, ...drawn]),
   ];
   if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
     requireMemory(model, memoryNeeds(prepared));
@@ -169,7 +184,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
               resolution,
               gamma: settings.gamma,
               timeout: settings.rewardTimeout,
-              classPrompt: subject.classPrompt,
+              texts: [...instancePrompts, ...(rollouts?.prompts ?? [])].map((p) => shownBy(p, subject)),
               onWarning: (message) => onEvent?.({ kind: 'warning', message }),
               ...(signal ? { stop: signal } : {}),
             },
@@ -230,26 +245,29 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         : undefined;
       for (const message of pictures?.warnings ?? []) onEvent?.({ kind: 'warning', message });
       await validation.draw(0, 'drawing before', async () => [drawer, base]);
-      const read = async (prompt: string) => ({
+      const read = async (prompt: string): Promise<RowText> => ({
+        shows: shownBy(prompt, subject),
         embedding: await drawer.embed(prompt, base),
         tokens: model.tokenize(prompt).tokens,
       });
       const known = new Map<string, RowText>();
-      for (const prompt of new Set([...instancePrompts, subject.classPrompt])) {
-        known.set(prompt, await read(prompt));
-      }
+      const trained = [...instancePrompts, subject.classPrompt, ...(rollouts?.prompts ?? [])];
+      for (const prompt of new Set(trained)) known.set(prompt, await read(prompt));
       return {
         priors: pictures?.images,
         texts: {
           instances: instancePrompts.map((p) => known.get(p)!),
           class: known.get(subject.classPrompt)!,
+          rollouts: rollouts?.prompts.map((p) => known.get(p)!),
         },
       };
     });
 
     const known = new Map(
       rewards.flatMap(({ reward }) =>
-        reward.kind === 'graph' && reward.reference ? [[reward.name, reward.reference] as const] : [],
+        reward.kind === 'graph' && reward.reference?.of === 'photograph'
+          ? [[reward.name, reward.reference.build] as const]
+          : [],
       ),
     );
     const encoder = cleanup.release(new LatentEncoder(model, engine));
@@ -270,6 +288,13 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     const rewardReferences = cleanup.release(new ReferenceCache(engine, references.images, known, view));
     const instanceLatents = new LatentCache(encoder, references.images, view);
     const priorLatents = priors && new LatentCache(encoder, priors, view);
+    const states =
+      rollouts &&
+      new Rollouts(await TextToImage.create(model, engine, { resolution, lora }), rollouts, settings.seed, {
+        onProgress: (done, total) => onEvent?.({ kind: 'stage', name: 'drawing roll-outs', done, total }),
+        ...(signal ? { signal } : {}),
+      });
+    if (states) cleanup.release(states);
     const personalisation = cleanup.release(
       await Personalisation.create(
         {
@@ -283,6 +308,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
             sizes,
           },
           ...(priorLatents ? { priors: { latents: priorLatents, text: texts.class } } : {}),
+          ...(states && texts.rollouts ? { rollouts: { states, texts: texts.rollouts } } : {}),
           prompt: subject.instancePrompt,
           priorDigest: priors ? pixelDigests(priors).join(' ') : '',
           validate: (step, factors) => validation.drawWith(step, `drawing at step ${step}`, factors),
@@ -384,6 +410,27 @@ function cutting(
   };
   const sizes = bucketSizes(buckets);
   return (picture) => nearestBucket(sizes, picture);
+}
+
+/** How roll-outs are drawn, where there are any. @throws UsageError or ModelError when the model's noise schedule does not allow it. */
+function rolloutSettings(
+  model: StableDiffusion,
+  settings: PersonaliseSettings,
+  subject: SubjectPrompt,
+): RolloutSettings | undefined {
+  if (settings.rolloutFraction === 0) return undefined;
+  model.scheduler.sampler({ scheduler: 'ddim' });
+  const { steps } = model.scheduler.schedule;
+  if (settings.rolloutSteps > steps) {
+    throw new UsageError(`--rollout-steps ${settings.rolloutSteps}: this model knows ${steps} noise levels.`);
+  }
+  return {
+    prompts: settings.rolloutPrompts ?? scenePrompts(subject),
+    count: settings.numRollouts,
+    every: settings.rolloutEvery,
+    samplingSteps: settings.rolloutSteps,
+    guidanceScale: settings.guidanceScale,
+  };
 }
 
 function truncations(model: StableDiffusion, prompts: readonly string[]): string[] {

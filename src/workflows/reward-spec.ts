@@ -17,7 +17,7 @@ export type RewardSpec =
   | ({ readonly kind: 'look-forward' } & Common)
   /** Likeness to the photograph: a Hugging Face folder of a ViT, DINOv2 or CLIP, or an .onnx file that embeds pictures. */
   | ({ readonly kind: 'image-similarity'; readonly encoder: string } & Common)
-  /** Alignment with a text, the class prompt by default, in the eyes of a CLIP folder. */
+  /** Alignment with a text in the eyes of a CLIP folder: by default with the row's own prompt, without the rare token. */
   | ({ readonly kind: 'text-alignment'; readonly encoder: string; readonly text?: string } & Common)
   /** An .onnx file that gives pictures a number each. */
   | ({ readonly kind: 'onnx'; readonly file: string } & Common)

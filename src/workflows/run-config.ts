@@ -35,8 +35,16 @@ export function runConfig(
   settings: PersonaliseSettings,
   images: readonly ReferenceImage[],
 ): Record<string, Json> {
-  const { checkpointsTotalLimit: _limit, reward, ...rest } = settings;
-  const kept = { ...rest, reward: rewardsAsJson(completeRewards(reward, settings.rewardCombination)) };
+  const { checkpointsTotalLimit: _limit, reward, ...all } = settings;
+  const { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps, ...rest } = all;
+  // Left out where there are none, so that runs from before there were any can be gone on with.
+  const rollouts =
+    rolloutFraction > 0 ? { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps } : {};
+  const kept = {
+    ...rest,
+    ...rollouts,
+    reward: rewardsAsJson(completeRewards(reward, settings.rewardCombination)),
+  };
   return {
     model: located.identity,
     // The default is left out, so that runs from before there was a choice can be gone on with.

@@ -45,6 +45,7 @@ export function stepSettings(
     priorLossWeight: settings.priorLossWeight,
     lora,
     instances: settings.trainBatchSize,
+    ...(settings.rolloutFraction > 0 ? { rollouts: true, rolloutFraction: settings.rolloutFraction } : {}),
     priors: settings.withPriorPreservation ? settings.trainBatchSize : 0,
     resolution,
     ...(settings.noiseOffset > 0 ? { noiseOffset: settings.noiseOffset } : {}),

@@ -100,6 +100,11 @@ test('every flag sets its option', async () => {
     '--validation-steps': ['validationSteps', 25],
     '--report-to': ['reportTo', 'tensorboard'],
     '--noise-offset': ['noiseOffset', 0.1],
+    '--rollout-fraction': ['rolloutFraction', 0.5],
+    '--rollout-prompt': ['rolloutPrompts', ['a sks dog in the snow']],
+    '--num-rollouts': ['numRollouts', 4],
+    '--rollout-every': ['rolloutEvery', 10],
+    '--rollout-steps': ['rolloutSteps', 5],
   } as const;
   const args = Object.entries(flags).flatMap(([flag, [, value]]) => [flag, String(value)]);
   const { asked, err } = await train(...needed, ...args);

@@ -22,7 +22,7 @@ const greys = (count: number): Picture[] =>
     height: 4,
     pixels: new Uint8Array(48).fill(10 * (i + 1)),
   }));
-const context = { step: 3, prompt: 'a photo of sks backpack' };
+const context = { step: 3, prompt: 'a photo of sks backpack', prompts: ['a backpack', 'on snow', 'on sand'] };
 const ask = (reward: BlackBoxReward, count = 3): Promise<Float32Array> =>
   score(reward, greys(count), context);
 
@@ -135,23 +135,31 @@ const endpoint = (url: string, change: Partial<EndpointOptions> = {}): BlackBoxR
   });
 
 interface Asked {
-  readonly pictures: readonly { readonly width: number; readonly height: number; readonly png: string }[];
+  readonly pictures: readonly {
+    readonly width: number;
+    readonly height: number;
+    readonly png: string;
+    readonly prompt?: string;
+  }[];
   readonly prompt: string;
   readonly step: number;
 }
 
 test('an endpoint is sent pictures in batches and answers in their order', async (t) => {
   const sizes: number[] = [];
+  const told: (string | undefined)[] = [];
   const url = await serve(t, async (request, body, response) => {
     const asked = JSON.parse(body) as Asked;
     sizes.push(asked.pictures.length);
     assert.equal(request.method, 'POST');
-    assert.deepEqual({ step: asked.step, prompt: asked.prompt }, context);
+    assert.deepEqual([asked.step, asked.prompt], [context.step, context.prompt]);
+    told.push(...asked.pictures.map((p) => p.prompt));
     const decoded = await Promise.all(asked.pictures.map((p) => decodePng(Buffer.from(p.png, 'base64'))));
     response.end(JSON.stringify({ rewards: decoded.map((p) => p.pixels[0]! / 10) }));
   });
   assert.deepEqual(await ask(endpoint(url), 5), Float32Array.of(1, 2, 3, 4, 5));
   assert.deepEqual(sizes, [2, 2, 1]);
+  assert.deepEqual(told.slice(0, 3), context.prompts);
 });
 
 test('what fails for a while is sent again; what is final is not', async (t) => {
