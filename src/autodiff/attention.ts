@@ -1,4 +1,4 @@
-import { add, mul, neg } from '../onnx/elementwise.js';
+import { add, cast, mul, neg } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { matmul } from '../onnx/linalg.js';
 import { concat, matrixTranspose, reshape, split, transpose } from '../onnx/movement.js';
@@ -49,10 +49,10 @@ export function attentionGradients(
   const together = rows < queries ? 1 : largestDivisor(count, tile / (queries * keys));
 
   // dP - rowsum(dO O) is one product with a column more: [dO, -rowsum(dO O)] [V, 1]^T.
-  const along = neg(byHead(sum(reshape(mul(grad, output), [batch, queries, heads, -1]), [3]), heads)); // [B*H, T, 1]
+  const along = neg(byHead(rowSums(grad, output, heads), heads)); // [B*H, T, 1]
   const upstream = concat([byHead(grad, heads), along], 2); // [B*H, T, E + 1]
   const values = byHead(v, heads);
-  const extended = concat([values, v.graph.constant(full([count, keys, 1], 1), 'ones')], 2); // [B*H, S, E + 1]
+  const extended = concat([values, cast(v.graph.constant(full([count, keys, 1], 1), 'ones'), v.dtype)], 2); // [B*H, S, E + 1]
   const inGroups = (x: Value): readonly Value[] => split(x, parts(count, together), 0);
   const [allQ, allK, allV, allDO] = [byHead(mul(q, scale), heads), byHead(k, heads), extended, upstream].map(
     inGroups,
@@ -67,7 +67,8 @@ export function attentionGradients(
     const tilesQ: Value[] = [];
     split(groupQ, parts(queries, rows), 1).forEach((some, i) => {
       const [tileQ, tileDO] = after([some, dO[i]!], previous) as [Value, Value];
-      const p = softmax(matmul(tileQ, matrixTranspose(groupK))); // [together, rows, S]
+      const scores = matmul(tileQ, matrixTranspose(groupK)); // [together, rows, S]
+      const p = cast(softmax(cast(scores, 'float32')), scores.dtype);
       const dS = mul(p, matmul(tileDO, matrixTranspose(groupV)));
       const ownV = matmul(matrixTranspose(p), tileDO); // the last column is not wanted
       const ownK = matmul(matrixTranspose(dS), tileQ);
@@ -86,6 +87,13 @@ export function attentionGradients(
     byToken(concat(dK, 0), batch),
     byToken(concat(dV, 0), batch),
   ];
+}
+
+/** The sum of a * b over each head's part of a token, in float32 and back: [B, T, H*D] -> [B, T, H] */
+function rowSums(a: Value, b: Value, heads: number): Value {
+  const [batch, length] = a.shape as [number, number, number];
+  const product = reshape(mul(cast(a, 'float32'), cast(b, 'float32')), [batch, length, heads, -1]);
+  return cast(sum(product, [3]), a.dtype);
 }
 
 /** [B, T, H*D] -> [B*H, T, D] */

@@ -139,10 +139,15 @@ function propagate(
   });
 }
 
-/** Whether a node's operand is a value whose gradient was asked for, read by this node alone, beside large activations on the way back. */
+/**
+ * Whether a node's operand is a value whose gradient was asked for, in whatever precision it is used, read by this node alone, beside large activations on the way
+ * back.
+ */
 function isSmallParameter(node: Node, index: number, { asked, path, readers }: Walk): boolean {
   const operand = node.inputs[index];
-  if (!operand || !asked.has(operand) || readers.get(operand) !== 1) return false;
+  const master = operand?.producer?.operator === 'Cast' ? operand.producer.inputs[0]! : operand;
+  if (!operand || !master || !asked.has(master)) return false;
+  if (readers.get(operand) !== 1 || readers.get(master) !== 1) return false;
   const others = node.inputs.filter((v, i) => v && i !== index && path.has(v));
   const beside = others.reduce((n, v) => n + v!.size, 0);
   return beside >= LARGE && beside >= 8 * operand.size;

@@ -36,7 +36,9 @@ export const movementRules = {
   },
   Split: (c) => {
     const axis = intAttribute(c.attributes, 'axis');
-    const grads = c.outputs.map((y, i) => c.grads[i] ?? y.graph.constant(zeros(y.shape), 'zeros'));
+    const grads = c.outputs.map(
+      (y, i) => c.grads[i] ?? cast(y.graph.constant(zeros(y.shape), 'zeros'), y.dtype),
+    );
     return [() => concat(grads, axis)];
   },
   Slice: (c) => [

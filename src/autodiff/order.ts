@@ -1,4 +1,4 @@
-import { add, mul } from '../onnx/elementwise.js';
+import { add, cast, mul } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { reshape, slice } from '../onnx/movement.js';
 
@@ -8,7 +8,7 @@ import { reshape, slice } from '../onnx/movement.js';
  */
 export function after(values: readonly Value[], earlier: readonly Value[]): readonly Value[] {
   if (earlier.length === 0) return values;
-  const firsts = earlier.map((v) => slice(reshape(v, [-1]), 0, 0, 1));
+  const firsts = earlier.map((v) => cast(slice(reshape(v, [-1]), 0, 0, 1), earlier[0]!.dtype));
   const zero = mul(
     reshape(
       firsts.reduce((a, b) => add(a, b)),
@@ -16,5 +16,5 @@ export function after(values: readonly Value[], earlier: readonly Value[]): read
     ),
     0,
   );
-  return values.map((v) => add(v, zero));
+  return values.map((v) => add(v, cast(zero, v.dtype)));
 }

@@ -5,6 +5,7 @@ import { interruptible } from './interrupt.js';
 import {
   choiceOption,
   loraOption,
+  mixedPrecisionOption,
   modelSourceOptions,
   numberOption,
   predictionTypeOption,
@@ -80,6 +81,9 @@ export function createGenerateCommand(
         'cpu, cuda, webgpu, dml or coreml: the README says what each needs (default: cpu)',
         devices,
       ),
+    )
+    .addOption(
+      mixedPrecisionOption('no or fp16: compute in half precision, on a graphics card (default: no)'),
     )
     .addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
   return command.action(async () => {

@@ -2,6 +2,7 @@ import { Option } from 'commander';
 import { schedulerNames } from '../diffusion/scheduler-config.js';
 import { UsageError } from '../errors.js';
 import { predictionTypes } from '../pretrained/architectures.js';
+import { readMixedPrecision } from '../workflows/mixed-precision.js';
 
 /** What a number has to be; in words, for the message. */
 export interface NumberRange {
@@ -114,6 +115,11 @@ export function modelSourceOptions(variant = 'full'): [Option, Option] {
   ];
 }
 
+/** `--mixed-precision`, for whatever runs a model. */
+export function mixedPrecisionOption(description: string): Option {
+  return described('--mixed-precision <kind>', description).argParser(readMixedPrecision);
+}
+
 /** `--scheduler`, the same wherever pictures are drawn. */
 export function schedulerOption(): Option {
   return choiceOption(
@@ -126,18 +132,6 @@ export function schedulerOption(): Option {
 /** A switch and its opposite, `--no-…`. */
 export function switchOptions(flag: string, description: string): [Option, Option] {
   return [new SwitchOption(flag, description), new Option(`--no-${flag.slice(2)}`).hideHelp()];
-}
-
-/**
- * A flag of diffusers' script that has nothing to set here, so that command lines can be taken over: the value that asks for what is done anyway is
- * accepted, any other is told why not.
- */
-export function fixedOption(flags: string, only: string, reason: string): Option {
-  const option = new Option(flags).hideHelp();
-  return option.argParser((value: string) => {
-    if (value === only) return value;
-    throw new UsageError(`${shownName(option)} ${value}: only "${only}" is supported. ${reason}`);
-  });
 }
 
 const decimal = /^[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$/i;

@@ -59,7 +59,10 @@ function lasting(event: TrainingEvent): string | undefined {
 }
 
 function describeProgress(event: ProgressEvent): string {
-  const parts = [`step ${event.step}/${event.steps}`, `loss ${short(event.loss)}`];
+  const parts = [
+    `step ${event.step}/${event.steps}`,
+    `loss ${Number.isFinite(event.loss) ? short(event.loss) : 'overflowed'}`,
+  ];
   if (event.reward !== undefined) parts.push(`reward ${short(event.reward)}`);
   if (event.critic !== undefined) parts.push(`critic ${short(event.critic)}`);
   parts.push(`${event.secondsPerStep.toFixed(2)} s/step`, `${formatDuration(event.secondsLeft)} left`);

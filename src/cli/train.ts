@@ -7,7 +7,7 @@ import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
 import {
   choiceOption,
-  fixedOption,
+  mixedPrecisionOption,
   modelSourceOptions,
   numberOption,
   predictionTypeOption,
@@ -33,9 +33,6 @@ const optionNames: Readonly<Record<string, keyof PersonaliseOptions>> = {
   validationPrompt: 'validationPrompts',
   rolloutPrompt: 'rolloutPrompts',
 };
-
-/** Flags that are accepted for the sake of diffusers' command lines and set nothing. */
-const withoutEffect = ['mixedPrecision'];
 
 const startPersonalise: Personalise = async (options) =>
   (await import('../workflows/personalise.js')).personalise(options);
@@ -229,6 +226,9 @@ export function createTrainCommand(
       '--gradient-checkpointing',
       `Less memory, more time (default: ${onOff(d.gradientCheckpointing)})`,
     ),
+    mixedPrecisionOption(
+      `no or fp16: compute in half precision, on a graphics card (default: ${d.mixedPrecision})`,
+    ),
     wholeOption('--resolution <pixels>', "Side of the pictures (default: the model's)", { atLeast: 1 }),
     ...switchOptions(
       '--center-crop',
@@ -296,7 +296,6 @@ export function createTrainCommand(
       { atLeast: 0 },
     ),
   ]);
-  command.addOption(fixedOption('--mixed-precision <kind>', 'no', 'Training is done in 32-bit floats.'));
   command.addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
   return command.action(async () => {
     requireFlags(command, ['instanceDataDir', 'instancePrompt', 'outputDir'], EXAMPLE);
@@ -333,9 +332,7 @@ function onOff(value: boolean): string {
 
 /** What the flags say, in the words of the library. */
 function personaliseOptions(flags: Readonly<Record<string, unknown>>): PersonaliseOptions {
-  const named = Object.entries(flags)
-    .filter(([flag]) => !withoutEffect.includes(flag))
-    .map(([flag, value]) => [optionNames[flag] ?? flag, value] as const);
+  const named = Object.entries(flags).map(([flag, value]) => [optionNames[flag] ?? flag, value] as const);
   const options: Partial<Record<keyof PersonaliseOptions, unknown>> = Object.fromEntries(named);
   // A single path may be a folder; several are files.
   const images = options.images as readonly string[];

@@ -129,7 +129,7 @@ export function clipLayer(scope: Scope, config: ClipLayerConfig, x: Value, mask?
  * cases, as it is part of the names that other tools look for.
  */
 function withOrWithoutPrefix(scope: Scope): Scope {
-  const { source, path } = scope;
+  const { source, path, computeType } = scope;
   const prefixed = scope.at('text_model');
   if (!scope.has('embeddings.token_embedding.weight')) return prefixed;
   const stored = (name: string): string => `${path}${path && '.'}${name.slice(prefixed.path.length + 1)}`;
@@ -139,6 +139,7 @@ function withOrWithoutPrefix(scope: Scope): Scope {
       lora: (name, weight) => source.lora?.(name, weight),
     },
     prefixed.path,
+    computeType,
   );
 }
 
@@ -151,7 +152,7 @@ function embedTokens(scope: Scope, config: ClipTextConfig, tokens: Value): Value
 }
 
 function positions(scope: Scope, count: number, dim: number, length: number, init: Initializer): Value {
-  const table = scope.parameter('weight', [count, dim], init);
+  const table = scope.weight('weight', [count, dim], init);
   return length === count ? table : slice(table, 0, 0, length);
 }
 

@@ -5,7 +5,7 @@ import { linear } from '../nn/linear.js';
 import { groupNorm } from '../nn/norm.js';
 import type { Scope } from '../nn/parameters.js';
 import { timestepEmbedding } from '../nn/timestep-embedding.js';
-import { add, mul, silu, sub } from '../onnx/elementwise.js';
+import { add, cast, mul, silu, sub } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { concat, reshape } from '../onnx/movement.js';
 import { type Conditions, downBlock, type Level, midBlock, upBlock } from './unet-blocks.js';
@@ -101,7 +101,7 @@ export function unet2DCondition(
   const last = blockOutChannels.length - 1;
   const conditions: Conditions = {
     time: embedTime(scope, config, inputs),
-    context: inputs.encoderHiddenStates,
+    context: cast(inputs.encoderHiddenStates, scope.computeType),
     recompute: options.gradientCheckpointing ?? false,
   };
 

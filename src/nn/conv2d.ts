@@ -1,4 +1,5 @@
 import { conv2d as convolve } from '../onnx/conv.js';
+import { cast } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { winogradConv2d } from '../onnx/winograd.js';
 import { addConvLora } from './lora.js';
@@ -16,12 +17,13 @@ export interface Conv2dOptions {
 }
 
 /** Convolution with `weight` [out, in, kernel, kernel] and `bias` [out]; [B, in, H, W] -> [B, out, H', W']. Adds the layer's LoRA update if it has one. */
-export function conv2d(scope: Scope, x: Value, options: Conv2dOptions): Value {
+export function conv2d(scope: Scope, image: Value, options: Conv2dOptions): Value {
   const { kernel, stride = 1, padding = 0 } = options;
   const init: Initializer = { kind: 'uniform', bound: 1 / Math.sqrt(options.in * kernel * kernel) };
   const shape = [options.out, options.in, kernel, kernel];
-  const weight = scope.parameter('weight', shape, init);
-  const bias = scope.parameter('bias', [options.out], init);
+  const weight = scope.weight('weight', shape, init);
+  const bias = scope.weight('bias', [options.out], init);
+  const x = cast(image, weight.dtype);
   const y =
     kernel === 3 && stride === 1 && padding === 1 && isLarge(x, weight)
       ? winogradConv2d(x, weight, bias)
@@ -32,11 +34,12 @@ export function conv2d(scope: Scope, x: Value, options: Conv2dOptions): Value {
 
 /**
  * Whether a frozen 3x3 kernel has so many channels that fewer multiplications make up for the transforms, and is applied at so many places that they make up for its
- * transformed copies, which take four times its memory forwards and again backwards.
+ * transformed copies, which take four times its memory forwards and again backwards. In halves the transforms would lose too many digits.
  */
 function isLarge(x: Value, weight: Value): boolean {
   const [n, c, h, w] = x.shape as [number, number, number, number];
   const o = weight.shape[0]!;
+  if (weight.dtype === 'float16') return false;
   const stored = weight.producer?.operator === 'Cast' ? weight.producer.inputs[0]! : weight;
   const frozen = stored.origin.kind === 'external' || stored.origin.kind === 'constant';
   const places = n * h * w;

@@ -9,5 +9,5 @@ export function embedding(
   options: { count: number; dim: number; init?: Initializer },
 ): Value {
   const { count, dim, init = { kind: 'normal', std: 1 } } = options;
-  return gather(scope.parameter('weight', [count, dim], init), indices, 0);
+  return gather(scope.weight('weight', [count, dim], init), indices, 0);
 }

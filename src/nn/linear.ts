@@ -1,3 +1,4 @@
+import { cast } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
 import { reshape } from '../onnx/movement.js';
@@ -18,10 +19,11 @@ export interface LinearOptions {
 export function linear(scope: Scope, x: Value, options: LinearOptions): Value {
   const { in: inFeatures, out: outFeatures } = options;
   const byFanIn: Initializer = { kind: 'uniform', bound: 1 / Math.sqrt(inFeatures) };
-  const weight = scope.parameter('weight', [outFeatures, inFeatures], options.weightInit ?? byFanIn);
+  const weight = scope.weight('weight', [outFeatures, inFeatures], options.weightInit ?? byFanIn);
   const bias =
-    (options.bias ?? true) ? scope.parameter('bias', [outFeatures], options.biasInit ?? byFanIn) : undefined;
-  const rows = x.shape.length === 2 ? x : reshape(x, [-1, inFeatures]); // [N, in]
+    (options.bias ?? true) ? scope.weight('bias', [outFeatures], options.biasInit ?? byFanIn) : undefined;
+  const activations = cast(x, weight.dtype);
+  const rows = x.shape.length === 2 ? activations : reshape(activations, [-1, inFeatures]); // [N, in]
   const product = gemm(rows, weight, { transB: true, ...(bias && { c: bias }) }); // [N, out]
   const lora = scope.lora([outFeatures, inFeatures]);
   const y = lora ? addLora(product, rows, lora) : product;

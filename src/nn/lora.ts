@@ -1,5 +1,5 @@
 import { type ConvOptions, conv2d } from '../onnx/conv.js';
-import { add, mul } from '../onnx/elementwise.js';
+import { add, cast, mul } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
 import type { Shape } from '../tensor/tensor.js';
@@ -11,22 +11,25 @@ import {
   type ParameterSpec,
 } from './parameters.js';
 
-/** y + scale * up(down(x)) for rows x [N, in] and y [N, out] (Hu et al., "LoRA", arXiv 2106.09685, eq. 3). */
-export function addLora(y: Value, x: Value, { down, up, scale }: LoraFactors): Value {
+/** y + scale * up(down(x)) for rows x [N, in] and y [N, out] (Hu et al., "LoRA", arXiv 2106.09685, eq. 3), in the type of x. */
+export function addLora(y: Value, x: Value, factors: LoraFactors): Value {
+  const { down, up, scale } = inTypeOf(x, factors);
   const narrow = gemm(x, down, { transB: true }); // [N, rank]
   return gemm(narrow, up, { transB: true, alpha: scale, c: y }); // [N, out]
 }
 
 /** y + scale * up(down(x)) for a convolution: `down` has its kernel, stride and padding, `up` is 1x1. */
-export function addConvLora(
-  y: Value,
-  x: Value,
-  { down, up, scale }: LoraFactors,
-  options: ConvOptions,
-): Value {
+export function addConvLora(y: Value, x: Value, factors: LoraFactors, options: ConvOptions): Value {
+  const { down, up, scale } = inTypeOf(x, factors);
   const update = conv2d(conv2d(x, down, undefined, options), up); // [B, rank, H', W'] -> [B, out, H', W']
   return add(y, scale === 1 ? update : mul(update, scale));
 }
+
+const inTypeOf = (x: Value, { down, up, scale }: LoraFactors): LoraFactors => ({
+  down: cast(down, x.dtype),
+  up: cast(up, x.dtype),
+  scale,
+});
 
 export interface LoraOptions {
   readonly rank: number;

@@ -1,5 +1,13 @@
+import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import type { Shape } from '../tensor/tensor.js';
+
+/**
+ * What a network computes in. With float16 the products (linear layers, convolutions, attention) and the activations between them are halves; normalisations
+ * and softmax are computed in float32 all the same, from halves to halves, and parameters that learn stay float32 and are rounded where they are used
+ * (Micikevicius et al., "Mixed precision training", arXiv 1710.03740).
+ */
+export type ComputeType = 'float32' | 'float16';
 
 /** How a parameter starts when a model is trained from nothing. `uniform` draws from [-bound, bound]. */
 export type Initializer =
@@ -31,17 +39,26 @@ export interface ParameterSource {
 export class Scope {
   readonly source: ParameterSource;
   readonly path: string;
+  /** What the model computes in. Layers follow the types of what they are given; only those that read `weight` bring in this one. */
+  readonly computeType: ComputeType;
 
-  constructor(source: ParameterSource, path = '') {
+  constructor(source: ParameterSource, path = '', computeType: ComputeType = 'float32') {
     this.source = source;
     this.path = path;
+    this.computeType = computeType;
   }
 
   /** The place below this one: `scope.at('resnets', 0)`. */
   at(...segments: readonly (string | number)[]): Scope {
-    return new Scope(this.source, this.#join(segments));
+    return new Scope(this.source, this.#join(segments), this.computeType);
   }
 
+  /** A parameter in the type that the model computes in. */
+  weight(name: string, shape: Shape, init: Initializer): Value {
+    return cast(this.parameter(name, shape, init), this.computeType);
+  }
+
+  /** A parameter in float32. */
   parameter(name: string, shape: Shape, init: Initializer): Value {
     return this.source.parameter(this.#join([name]), shape, init);
   }

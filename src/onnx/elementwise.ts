@@ -107,6 +107,9 @@ export function where(condition: Value, a: Operand, b: Operand): Value {
   return x.graph.add('Where', [condition, x, y], [{ dtype: x.dtype, shape }])[0]!;
 }
 
+/** Float types whose every value float32 has too. */
+const isHalf = (dtype: DType): boolean => dtype === 'float16' || dtype === 'bfloat16';
+
 /** Numbers of `DType` in ONNX's TensorProto. */
 export const onnxTypeCodes: Readonly<Record<DType, number>> = {
   float32: 1,
@@ -118,8 +121,10 @@ export const onnxTypeCodes: Readonly<Record<DType, number>> = {
   bfloat16: 16,
 };
 
-/** Changes the element type; the same value when it already has it. */
+/** Changes the element type; the same value when it already has it, and the value itself that was only widened before. */
 export function cast(x: Value, dtype: DType): Value {
   if (x.dtype === dtype) return x;
+  const source = x.producer?.operator === 'Cast' ? x.producer.inputs[0]! : undefined;
+  if (source?.dtype === dtype && isHalf(dtype) && x.dtype === 'float32') return source;
   return x.graph.add('Cast', [x], [{ dtype, shape: x.shape }], { to: { int: onnxTypeCodes[dtype] } })[0]!;
 }

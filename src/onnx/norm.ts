@@ -1,5 +1,5 @@
 import { full } from '../tensor/tensor.js';
-import { add, mul } from './elementwise.js';
+import { add, cast, mul } from './elementwise.js';
 import { GraphError, type Value } from './graph.js';
 import { matmul } from './linalg.js';
 import { matrixTranspose, reshape } from './movement.js';
@@ -46,10 +46,13 @@ export interface AttentionOptions {
   readonly mask?: Value;
 }
 
-/** softmax(scale * q k^T + mask) v over the last two axes. q: [..., T, D], k: [..., S, D], v: [..., S, E]; result: [..., T, E]. */
+/**
+ * softmax(scale * q k^T + mask) v over the last two axes. q: [..., T, D], k: [..., S, D], v: [..., S, E]; result: [..., T, E]. Of halves the softmax is computed in
+ * float32, which is also the mask's type.
+ */
 export function attention(q: Value, k: Value, v: Value, options: AttentionOptions = {}): Value {
   const scale = options.scale ?? 1 / Math.sqrt(q.shape.at(-1)!);
   // The scale goes onto q, which is smaller than the scores.
-  const scores = matmul(mul(q, scale), matrixTranspose(k));
-  return matmul(softmax(options.mask ? add(scores, options.mask) : scores), v);
+  const scores = cast(matmul(mul(q, scale), matrixTranspose(k)), 'float32');
+  return matmul(cast(softmax(options.mask ? add(scores, options.mask) : scores), v.dtype), v);
 }

@@ -18,15 +18,20 @@ export function clipByGlobalNorm(
 ): { clipped: Value[]; norm: Value } {
   const norm = globalNorm(gradients);
   const factor = minimum(div(maxNorm, add(norm, 1e-6)), 1);
-  const clipped = new Array<Value>(gradients.length);
-  for (const members of groups(gradients.map((g) => g.shape))) {
-    const scaled = mul(flatten(members.map((i) => gradients[i]!)), factor);
+  return { clipped: scaleAll(gradients, factor), norm };
+}
+
+/** Every tensor times one scalar. */
+export function scaleAll(tensors: readonly Value[], factor: Value): Value[] {
+  const scaled = new Array<Value>(tensors.length);
+  for (const members of groups(tensors.map((t) => t.shape))) {
+    const values = members.map((i) => tensors[i]!);
     unflatten(
-      scaled,
-      members.map((i) => gradients[i]!.shape),
+      mul(flatten(values), factor),
+      values.map((v) => v.shape),
     ).forEach((v, n) => {
-      clipped[members[n]!] = v;
+      scaled[members[n]!] = v;
     });
   }
-  return { clipped, norm };
+  return scaled;
 }

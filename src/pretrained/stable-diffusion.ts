@@ -17,7 +17,8 @@ import {
   unet2DCondition,
 } from '../models/unet-2d-condition.js';
 import { FixedLora, type LoraOptions, LoraParameters } from '../nn/lora.js';
-import { type ParameterSource, type ParameterSpec, Scope } from '../nn/parameters.js';
+import { type ComputeType, type ParameterSource, type ParameterSpec, Scope } from '../nn/parameters.js';
+import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { Graph as NewGraph } from '../onnx/graph.js';
 import { concat } from '../onnx/movement.js';
@@ -59,6 +60,11 @@ export interface ModelOptions {
   readonly variant?: Variant | undefined;
   /** What the denoiser predicts, in place of what the model says of itself. */
   readonly predictionType?: PredictionType | undefined;
+  /**
+   * What the denoiser and the text encoders compute in; float32 by default. What goes in and comes out is float32 in either case. The autoencoder always computes in
+   * float32: in halves that of SDXL overflows, and it takes a small part of the time.
+   */
+  readonly computeType?: ComputeType | undefined;
 }
 
 const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
@@ -118,6 +124,8 @@ export class StableDiffusion {
     readonly warnings: readonly string[],
     private readonly textEncoders: readonly TextEncoder[],
     private readonly weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
+    /** What the denoiser and the text encoders compute in. */
+    readonly computeType: ComputeType,
   ) {}
 
   /**
@@ -125,12 +133,13 @@ export class StableDiffusion {
    *
    * @param options.variant the weights to take where a folder has both; the full ones by default.
    * @param options.predictionType what the denoiser predicts, where the model does not say it, or says it wrongly.
+   * @param options.computeType what the denoiser and the text encoders compute in.
    * @throws ModelError naming the file, when the path is not a model, or one with parts, settings or weights that cannot be used.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<StableDiffusion> {
     const folder = await openModel(path, options.predictionType);
     const kind = pipelineKinds[folder.pipeline];
-    const { variant } = options;
+    const { variant, computeType = 'float32' } = options;
     const { unet, vae, scheduler } = folder.components;
     const unetConfig = readUNet2DConditionConfig(unet.config);
     const vaeConfig = readAutoencoderKLConfig(vae.config);
@@ -155,6 +164,7 @@ export class StableDiffusion {
       warning === undefined ? [] : [warning],
       textEncoders,
       weights,
+      computeType,
     );
     model.#checkWeights();
     return model;
@@ -232,11 +242,14 @@ export class StableDiffusion {
     const pooled = parts.find(({ result }) => result.pooled !== undefined)?.result.pooled;
     return {
       result: {
-        condition: concat(
-          parts.map(({ result }) => result.condition),
-          2,
+        condition: cast(
+          concat(
+            parts.map(({ result }) => result.condition),
+            2,
+          ),
+          'float32',
         ),
-        ...(pooled === undefined ? {} : { pooled }),
+        ...(pooled === undefined ? {} : { pooled: cast(pooled, 'float32') }),
       },
       factors: new Map(parts.flatMap(({ factors }) => [...factors])),
       specs: parts.flatMap(({ specs }) => specs),
@@ -272,11 +285,14 @@ export class StableDiffusion {
       denoiserTargets,
       lora,
       (scope) =>
-        unet2DCondition(
-          scope,
-          this.unetConfig,
-          { sample, timestep, ...condition },
-          { gradientCheckpointing },
+        cast(
+          unet2DCondition(
+            scope,
+            this.unetConfig,
+            { sample, timestep, ...condition },
+            { gradientCheckpointing },
+          ),
+          'float32',
         ),
       factors,
     );
@@ -342,7 +358,7 @@ export class StableDiffusion {
   ): Adapted<T> {
     const base: ParameterSource = weightSource(graph, weights);
     const frozen = (source: ParameterSource): Adapted<T> => ({
-      result: build(new Scope(source)),
+      result: build(new Scope(source, '', this.computeType)),
       factors: new Map(),
       specs: [],
     });
@@ -356,7 +372,7 @@ export class StableDiffusion {
       ...(factors ? { factors } : {}),
     };
     const adapted = new LoraParameters(base, graph, options);
-    const result = build(new Scope(adapted));
+    const result = build(new Scope(adapted, '', this.computeType));
     return {
       result,
       factors: new Map([...adapted.values.values()].map((value) => [value.name, value])),

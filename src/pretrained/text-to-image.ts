@@ -245,8 +245,12 @@ export class TextToImage {
     const latents = await this.#sample(requests, options, { onStep });
     const { pixels } = await this.decodeProgram.run({ latents });
     if (!(pixels as Tensor<'float32'>).data.every(Number.isFinite)) {
+      const cause =
+        this.model.computeType === 'float16'
+          ? 'What it computes may overflow half precision, whose largest number is 65504: use --mixed-precision no. Otherwise its weights'
+          : 'Its weights';
       throw new ModelError(
-        `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. Its weights, or the LoRA, are damaged or diverged.`,
+        `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. ${cause}, or the LoRA, are damaged or diverged.`,
       );
     }
     return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));

@@ -7,15 +7,17 @@ import { gradients } from '../autodiff/gradient.js';
 import { type PictureSize, squareOf } from '../data/aspect-buckets.js';
 import { coefficients, noisySample, predictionTarget } from '../diffusion/look-forward.js';
 import type { Condition } from '../models/unet-2d-condition.js';
-import { add, div, equal, exp, mul, where } from '../onnx/elementwise.js';
+import { add, cast, div, equal, exp, mul, not, where } from '../onnx/elementwise.js';
 import { Graph, type Value } from '../onnx/graph.js';
 import { concat, reshape, slice } from '../onnx/movement.js';
-import { clipByGlobalNorm } from '../optim/clipping.js';
+import { clipByGlobalNorm, scaleAll } from '../optim/clipping.js';
 import { ema } from '../optim/ema.js';
+import { updateWhereFinite } from '../optim/loss-scale.js';
 import type { Optimizer } from '../optim/optimizer.js';
 import { sgd } from '../optim/sgd.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
+import { LOSS_SCALE } from './loss-scaler.js';
 import { buildRewardTurns, type RewardTurns } from './reward-turns.js';
 
 /** The objective that the policy descends. */
@@ -73,6 +75,10 @@ const accumulatedName = (parameter: string): string => `accumulated.${parameter}
  * `states.photograph` [I], 1 for the subject's rows that are noised photographs and 0 for those that are visited states, and the latter as `states.visited`
  * [I, C, h, w], whose timesteps and conditions are in their rows. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic,
  * the averages.
+ *
+ * Where the model computes in half precision, the loss is multiplied by the fed scalar `loss_scale` before it is differentiated, and gradients are divided by it,
+ * in float32, before anything else sees them. If one of them is not finite, the output `overflowed` is 1 and what is learnt stays as it was; `loss` and `gradientNorm`
+ * are told unscaled. The critic, whose gradients are its own, stays as it was if one of those is not finite.
  *
  * @param size of the batch's pictures, a square of the resolution by default. Steps for several sizes share one state.
  */
@@ -135,10 +141,13 @@ export function buildStep(
   graph.output('loss', loss);
   for (const [name, value] of Object.entries(named)) graph.output(name, value);
 
-  const grads = gradients(loss, parameters);
+  const half = model.computeType === 'float16';
+  const scaleOf = (g: Graph): Value | undefined => (half ? g.input(LOSS_SCALE, 'float32', []) : undefined);
+  const scale = scaleOf(graph);
+  const grads = gradients(scale ? mul(loss, scale) : loss, parameters);
   let apply: Graph | undefined;
   if (parts === 1) {
-    update(graph, parameters, grads, settings);
+    update(graph, parameters, grads, settings, scale);
   } else {
     parameters.forEach((p, i) => {
       const sum = graph.input(accumulatedName(p.name), 'float32', p.shape);
@@ -148,11 +157,14 @@ export function buildStep(
     const own = apply;
     const sums = parameters.map((p) => own.input(accumulatedName(p.name), 'float32', p.shape));
     const inputs = parameters.map((p) => own.input(p.name, 'float32', p.shape));
-    update(own, inputs, sums, settings);
+    update(own, inputs, sums, settings, scaleOf(own));
     for (const sum of sums) own.update(sum, own.constant(zeros(sum.shape)));
   }
   if (critic && criticLoss) {
-    criticOptimizer.update(graph, critic.parameters, gradients(criticLoss, critic.parameters));
+    const ownGrads = gradients(criticLoss, critic.parameters);
+    const learn = (): void => criticOptimizer.update(graph, critic.parameters, ownGrads);
+    if (half) updateWhereFinite(graph, ownGrads, learn);
+    else learn();
   }
   const { turns } = built;
   return {
@@ -240,16 +252,27 @@ function buildObjective(
   }
 }
 
+/** @param scale what the loss was multiplied by, in half precision */
 function update(
   graph: Graph,
   parameters: readonly Value[],
   grads: readonly Value[],
   settings: StepSettings,
+  scale: Value | undefined,
 ): void {
-  const { clipped, norm } = clipByGlobalNorm(grads, settings.maxGradNorm);
-  settings.optimizer.update(graph, parameters, clipped);
-  if (settings.ema) ema(graph, parameters);
-  graph.output('gradientNorm', norm);
+  const apply = (given: readonly Value[]): void => {
+    const { clipped, norm } = clipByGlobalNorm(given, settings.maxGradNorm);
+    settings.optimizer.update(graph, parameters, clipped);
+    if (settings.ema) ema(graph, parameters);
+    graph.output('gradientNorm', norm);
+  };
+  if (!scale) {
+    apply(grads);
+    return;
+  }
+  const unscaled = scaleAll(grads, div(1, scale));
+  const finite = updateWhereFinite(graph, unscaled, () => apply(unscaled));
+  graph.output('overflowed', cast(not(finite), 'float32'));
 }
 
 /** The state that `buildStep` adds to the factors' own: sums of gradients, where there are several micro steps. */

@@ -21,6 +21,7 @@ import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
 import { type Pick, picksOf, turnOf } from './batch-order.js';
 import type { TrainingListener } from './events.js';
 import type { LatentCache } from './latent-cache.js';
+import { LossScaler } from './loss-scaler.js';
 import {
   accumulatorState,
   buildStep,
@@ -115,6 +116,8 @@ export class Personalisation {
     /** Steps done before: those of the checkpoint that was restored. */
     readonly fromStep: number,
     readonly trainableParameters: number,
+    /** In half precision. */
+    private readonly lossScaler: LossScaler | undefined,
   ) {}
 
   static async create(
@@ -144,6 +147,9 @@ export class Personalisation {
         );
       }
     }
+    const half = model.computeType === 'float16';
+    const restoredScaler = restored && (() => LossScaler.restore(restored.progress.lossScale, restored.path));
+    const lossScaler = half ? (restoredScaler ?? LossScaler.start)() : undefined;
     const kept = new Map([...(restored?.tensors ?? initial)].filter(([name]) => !isRolloutTensor(name)));
     const state = await engine.state(kept);
     const { rollouts } = inputs;
@@ -162,6 +168,7 @@ export class Personalisation {
       state,
       restored?.step ?? 0,
       shapes.reduce((n, s) => n + elementCount(s.shape), 0),
+      lossScaler,
     );
     // What cannot be compiled is told before a step is announced; the other buckets' programs are made when their turn comes.
     const { bucket } = personalisation.#turn(personalisation.fromStep * settings.gradientAccumulationSteps);
@@ -278,12 +285,16 @@ export class Personalisation {
     const { run, priorDigest, model, rollouts } = this.inputs;
     const shape = model.latentShape(this.settings.resolution);
     const states = rollouts?.states.tensors(shape) ?? [];
-    const entry = await run.saveCheckpoint(step, new Map([...tensors, ...states]), { priorDigest });
+    const lossScale = this.lossScaler?.progress;
+    const entry = await run.saveCheckpoint(step, new Map([...tensors, ...states]), {
+      priorDigest,
+      ...(lossScale === undefined ? {} : { lossScale }),
+    });
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 
   async #step(step: number): Promise<{ record: StepRecord; failure?: RewardError }> {
-    const { settings } = this;
+    const { settings, lossScaler } = this;
     const { gradientAccumulationSteps: parts, objective } = settings;
     const learningRate =
       settings.learningRate *
@@ -292,13 +303,15 @@ export class Personalisation {
         warmupSteps: settings.lrWarmupSteps,
         totalSteps: settings.steps,
       });
+    const scaleFeeds = lossScaler?.feeds() ?? {};
     const updateFeeds = {
-      ...settings.optimizer.feeds(step, learningRate),
+      // A skipped step is none for the optimiser's bias corrections.
+      ...settings.optimizer.feeds(step - (lossScaler?.skippedSteps ?? 0), learningRate),
       ...(settings.ema ? { 'ema.decay': scalarFeed(emaDecay(step, settings.emaDecay)) } : {}),
     };
     let failure: RewardError | undefined;
     const means = new Means();
-    let gradientNorm = Number.NaN;
+    let updated: Readonly<Record<string, Tensor>> = {};
     for (let part = 0; part < parts; part++) {
       const index = (step - 1) * parts + part;
       const turn = this.#turn(index);
@@ -306,7 +319,7 @@ export class Personalisation {
       const { micro, critic } = await this.#program(turn.bucket);
       const criticFeeds = criticFeedsOf(objective, step, index + 1);
       const outputs = await micro.run(
-        { ...feeds, ...criticFeeds, ...(this.apply ? {} : updateFeeds) },
+        { ...feeds, ...scaleFeeds, ...criticFeeds, ...(this.apply ? {} : updateFeeds) },
         this.state,
       );
       const counts = (name: string): boolean => ofPhotographs || !this.photographMetrics.includes(name);
@@ -316,12 +329,14 @@ export class Personalisation {
       const learnt = await this.#criticTurn(critic, step, outputs, criticFeeds, shows);
       failure ??= learnt.failure;
       for (const [name, value] of learnt.metrics) if (counts(name)) means.add(name, value);
-      if (!this.apply) gradientNorm = scalarOf(outputs.gradientNorm);
+      updated = outputs;
     }
-    if (this.apply) gradientNorm = scalarOf((await this.apply.run(updateFeeds, this.state)).gradientNorm);
+    if (this.apply) updated = await this.apply.run({ ...scaleFeeds, ...updateFeeds }, this.state);
+    const gradientNorm = scalarOf(updated.gradientNorm);
     const measured = means.all();
     const loss = measured.get('loss')!;
-    if (![...measured.values(), gradientNorm].every(Number.isFinite)) {
+    const overflowed = lossScaler !== undefined && scalarOf(updated.overflowed) !== 0;
+    if (!overflowed && ![...measured.values(), gradientNorm].every(Number.isFinite)) {
       throw this.#diverged(step, 'the loss or the gradient is not finite');
     }
     const record = {
@@ -330,6 +345,7 @@ export class Personalisation {
       loss,
       gradientNorm,
       learningRate,
+      ...this.#settleScale(step, overflowed, loss),
     };
     if (!failure) {
       this.#missed = 0;
@@ -345,6 +361,24 @@ export class Personalisation {
     return { record };
   }
 
+  /** Takes note of whether a step in half precision was skipped; what is worth logging of it. @throws DivergedError when too many were in a row. */
+  #settleScale(step: number, overflowed: boolean, loss: number): Partial<StepRecord> {
+    const { lossScaler } = this;
+    if (!lossScaler) return {};
+    const lossScale = lossScaler.scale;
+    lossScaler.settle(overflowed);
+    if (lossScaler.isStuck) {
+      const what = Number.isFinite(loss)
+        ? `the gradients overflow half precision, however small the loss scale (now ${lossScaler.scale})`
+        : 'what the model computes overflows half precision, whose largest number is 65504';
+      throw new DivergedError(
+        `Training stopped at step ${step}: ${what}. The last ${lossScaler.skippedInARow} steps changed nothing. ` +
+          'Start again in another output folder, with --mixed-precision no; or, if it went well at first, with a lower --learning-rate.',
+      );
+    }
+    return { lossScale, skippedSteps: lossScaler.skippedSteps };
+  }
+
   /** The critic's turn with rewards from outside the graph; nothing where there are none. What has no reward is not learnt from. */
   async #criticTurn(
     turn: CriticTurn | undefined,
@@ -356,9 +390,12 @@ export class Personalisation {
     const { objective } = this.settings;
     if (!turn || objective.method !== 'dpg') return { metrics: new Map() };
     const boxes = objective.rewards.flatMap(({ reward }) => (reward.kind === 'black box' ? [reward] : []));
+    const pixels = outputs[PIXELS] as Tensor<'float32'>;
+    // In half precision the step is skipped, and with it the critic's turn.
+    if (this.lossScaler && !pixels.data.every(Number.isFinite)) return { metrics: new Map() };
     let rewards: Record<string, Tensor>;
     try {
-      rewards = await this.#ask(boxes, outputs[PIXELS] as Tensor<'float32'>, step, shows);
+      rewards = await this.#ask(boxes, pixels, step, shows);
     } catch (error) {
       if (!(error instanceof RewardError)) throw error;
       return { metrics: new Map(), failure: error };
@@ -578,6 +615,10 @@ type StepRecord = {
   readonly criticLoss?: number;
   readonly gradientNorm: number;
   readonly learningRate: number;
+  /** What the loss was multiplied by, in half precision. */
+  readonly lossScale?: number;
+  /** Steps so far whose gradients overflowed, in half precision. */
+  readonly skippedSteps?: number;
 };
 
 /** What the critic starts with and its optimiser keeps. */

@@ -18,6 +18,7 @@ import { Graph, type Value } from '../onnx/graph.js';
 import { concat, reshape, slice } from '../onnx/movement.js';
 import { mean } from '../onnx/reduction.js';
 import { adamw } from '../optim/adamw.js';
+import { updateWhereFinite } from '../optim/loss-scale.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { combine } from '../rewards/combination.js';
 import type { GraphReward, Heading } from '../rewards/reward.js';
@@ -99,7 +100,7 @@ export function buildRewardTurns(graph: Graph, batch: Batch, options: RewardTurn
       ]
     : [];
   if (rewards.every(({ reward }) => reward.kind === 'graph')) {
-    const metrics = learn(graph, critic, seen, values, settings, fromPhotograph);
+    const metrics = learn(graph, critic, seen, values, options, fromPhotograph);
     return {
       objective: { ...objective, metrics: { ...objective.metrics, ...metrics } },
       critic: undefined,
@@ -141,7 +142,7 @@ export function buildRewardTurns(graph: Graph, batch: Batch, options: RewardTurn
     fromPhotograph && photographMetrics.length > 1
       ? hand(experience('from_photograph'), fromPhotograph)
       : undefined;
-  const metrics = learn(apart, new ReturnCritic(apart, names), told, given, settings, toldFrom);
+  const metrics = learn(apart, new ReturnCritic(apart, names), told, given, options, toldFrom);
   for (const [name, value] of Object.entries(metrics)) apart.output(`metric.${name}`, value);
   const criticMetrics = Object.keys(metrics);
   return { objective, critic: apart, experience: handed, criticMetrics, photographMetrics };
@@ -170,7 +171,7 @@ function learn(
   critic: ReturnCritic | undefined,
   seen: Experience,
   values: ReadonlyMap<string, Value>,
-  settings: DpgSettings,
+  { model, settings }: RewardTurnOptions,
   fromPhotograph: Value | undefined,
 ): Record<string, Value> {
   const { rewards, combination } = settings;
@@ -194,7 +195,11 @@ function learn(
     1,
   ); // [I, K]
   const turn = criticTurn(critic, seen.now, columns, learnt, seen.next);
-  returnCriticOptimizer.update(graph, turn.parameters, gradients(turn.loss, turn.copies));
+  const grads = gradients(turn.loss, turn.copies);
+  const update = (): void => returnCriticOptimizer.update(graph, turn.parameters, grads);
+  // What the policy was heading for may be out of the range of halves.
+  if (model.computeType === 'float16') updateWhereFinite(graph, grads, update);
+  else update();
   metrics.criticLoss = turn.loss;
   learnt.forEach(({ reward: { name } }, k) => {
     metrics[`critic.${name}`] = mean(slice(turn.expected, 1, k, k + 1));

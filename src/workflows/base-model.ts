@@ -3,6 +3,7 @@ import { type LocatedModel, locateModel } from '../pretrained/model-reference.js
 import { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import type { Variant } from '../pretrained/weights.js';
 import type { TrainingListener } from '../training/events.js';
+import { computeTypeOf, type MixedPrecision } from './mixed-precision.js';
 import { shippedModelPath } from './shipped.js';
 
 /** Which model is meant, and how to come by it. */
@@ -16,6 +17,8 @@ export interface BaseModelOptions {
   readonly predictionType?: PredictionType | undefined;
   /** The weights to take where a model has both: "fp16" is half the download. Default "full". */
   readonly variant?: Variant | undefined;
+  /** What the denoiser and the text encoders compute in. Default "no": float32. */
+  readonly mixedPrecision?: MixedPrecision;
   /** Opens no connection: a model of the hub has to be in its cache. */
   readonly offline?: boolean | undefined;
   readonly onEvent?: TrainingListener | undefined;
@@ -43,9 +46,10 @@ export function locateBaseModel({
 export async function openBaseModel(
   options: BaseModelOptions,
 ): Promise<{ model: StableDiffusion; located: LocatedModel }> {
-  const { variant, predictionType, onEvent } = options;
+  const { variant, predictionType, mixedPrecision = 'no', onEvent } = options;
+  const computeType = computeTypeOf(mixedPrecision);
   const located = await locateBaseModel(options);
-  const model = await StableDiffusion.open(located.path, { variant, predictionType });
+  const model = await StableDiffusion.open(located.path, { variant, predictionType, computeType });
   for (const message of model.warnings) onEvent?.({ kind: 'warning', message });
   return { model, located };
 }

@@ -25,6 +25,7 @@ import { latestCheckpoint, readRunConfig, runFiles } from '../training/run-folde
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { Cleanup } from './cleanup.js';
 import { type LoraChoice, readLoras } from './lora-choice.js';
+import { halfPrecisionWarnings } from './mixed-precision.js';
 import { ownEngine } from './own-engine.js';
 
 /** Without a `model`, the run's own is taken; with one, it stands in for it, which helps where a folder has moved. */
@@ -83,7 +84,10 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
     variant: options.variant ?? learnt?.variant,
     predictionType: options.predictionType ?? learnt?.predictionType,
   });
-  const { scheduler, useKarrasSigmas } = options;
+  const { scheduler, useKarrasSigmas, mixedPrecision = 'no' } = options;
+  for (const message of halfPrecisionWarnings(mixedPrecision, options.device)) {
+    onEvent?.({ kind: 'warning', message });
+  }
   model.scheduler.sampler({ scheduler, useKarrasSigmas });
   for (const prompt of prompts) {
     const { truncatedText } = model.tokenize(prompt);

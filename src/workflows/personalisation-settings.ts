@@ -3,6 +3,7 @@ import { type SchedulerName, schedulerNames } from '../diffusion/scheduler-confi
 import { UsageError } from '../errors.js';
 import { type ScheduleName, schedules } from '../optim/schedule.js';
 import type { Combination } from '../rewards/combination.js';
+import { type MixedPrecision, readMixedPrecision } from './mixed-precision.js';
 import { completeRewards, isBlackBox, isLookForwardAlone, type RewardInput } from './reward-spec.js';
 
 /** How a model is personalised. Everything but the pictures, the prompt and the output has a default. */
@@ -52,6 +53,8 @@ export interface PersonaliseSettings {
   readonly trainBatchSize: number;
   readonly gradientAccumulationSteps: number;
   readonly gradientCheckpointing: boolean;
+  /** "fp16": compute in half precision, with a loss scale that adapts; what learns stays float32. */
+  readonly mixedPrecision: MixedPrecision;
   /** Side in pixels; the model's own by default. */
   readonly resolution: number | undefined;
   /** Always the middle square; otherwise a random one at each use. */
@@ -129,6 +132,7 @@ export const personaliseDefaults: PersonaliseSettings = {
   trainBatchSize: 1,
   gradientAccumulationSteps: 1,
   gradientCheckpointing: false,
+  mixedPrecision: 'no',
   resolution: undefined,
   centerCrop: true,
   randomFlip: false,
@@ -217,6 +221,7 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   oneOf('on-reward-failure', settings.onRewardFailure, ['stop', 'skip']);
   checkRewards(settings);
   checkRollouts(settings);
+  readMixedPrecision(settings.mixedPrecision);
   oneOf('report-to', settings.reportTo, ['none', 'tensorboard']);
   oneOf('lr-scheduler', settings.lrScheduler, Object.keys(schedules));
   oneOf('scheduler', settings.scheduler, schedulerNames);

@@ -36,6 +36,7 @@ import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
 import { readEnvironment } from './environment.js';
 import { estimateMemory, type MemoryEstimate, type MemoryNeeds, requireMemory } from './memory-estimate.js';
+import { halfPrecisionWarnings } from './mixed-precision.js';
 import { openRewards } from './open-rewards.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
@@ -89,7 +90,7 @@ export interface PersonaliseResult {
 async function prepare(options: PersonaliseOptions) {
   const settings = completeSettings(settingsOf(options), options.preset);
   const subject = readSubjectPrompt(options);
-  const { model, located } = await openBaseModel(options);
+  const { model, located } = await openBaseModel({ ...options, mixedPrecision: settings.mixedPrecision });
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
   model.scheduler.sampler(settings);
@@ -167,6 +168,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const drawn = [...new Set([...prompts, ...(rollouts?.prompts ?? [])])];
   const warnings = [
     ...references.warnings,
+    ...halfPrecisionWarnings(settings.mixedPrecision, options.device),
     ...unnamedSubjectWarnings(drawn, subject),
     ...truncations(model, [...instancePrompts, subject.classPrompt, ...drawn]),
   ];

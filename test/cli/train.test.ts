@@ -203,12 +203,16 @@ test('a value that was left out or not quoted is told', async () => {
   assert.match(unquoted.err, /^Did not expect "sks" here: .*quotes/);
 });
 
-test("flags of diffusers' script that set nothing here are taken where they ask for nothing", async () => {
-  const { asked } = await train(...needed, '--mixed_precision=no');
-  assert.deepEqual(asked, asNeeded);
-  const { status, err } = await train(...needed, '--mixed_precision=fp16');
+test('mixed precision is asked for as in diffusers, and refused where there is none', async () => {
+  const { asked } = await train(...needed, '--mixed_precision=fp16');
+  assert.deepEqual(asked, { ...asNeeded, mixedPrecision: 'fp16' });
+  const { status, err } = await train(...needed, '--mixed-precision', 'bf16');
   assert.equal(status, 2);
-  assert.equal(err, '--mixed-precision fp16: only "no" is supported. Training is done in 32-bit floats.\n');
+  assert.match(err, /^--mixed-precision bf16: expected no or fp16\. .*no convolution in bfloat16/);
+  assert.equal(
+    (await train(...needed, '--mixed-precision', 'half')).err,
+    '--mixed-precision half: expected no or fp16.\n',
+  );
 });
 
 test('--dry-run tells the memory by phase and trains nothing', async () => {
