@@ -22,8 +22,14 @@ const plainReasons: readonly (readonly [RegExp, string])[] = [
   [/CUDA failure|no CUDA-capable device/i, 'no NVIDIA card was found'],
 ];
 
+/** Whether that is how a device says that it has no 16-bit floats. */
+export const lacksHalves = (reason: string): boolean => /requires f16|shader-f16/i.test(reason);
+
 /** Why a device cannot be used, in words that a person can act on. */
 export function deviceFault(device: Exclude<Device, 'cpu'>, reason: string): string {
+  if (lacksHalves(reason)) {
+    return `The device "${device}" of this machine cannot compute in half precision: it, or its driver, has no 16-bit floats. Use --mixed-precision no, or another device.`;
+  }
   const plain = plainReasons.find(([pattern]) => pattern.test(reason))?.[1];
   const shortReason = plain ?? reason.split('\n')[0]!.slice(0, 200);
   return `The device "${device}" cannot be used on this machine: ${shortReason}. ${needs[device]} Or leave --device out: the processor always works.`;

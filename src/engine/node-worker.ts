@@ -5,7 +5,7 @@ import * as ort from 'onnxruntime-node';
 import { EngineError } from '../errors.js';
 import type { DType } from '../tensor/dtype.js';
 import { type Tensor, tensor } from '../tensor/tensor.js';
-import { deviceFault } from './device.js';
+import { deviceFault, lacksHalves } from './device.js';
 import type { InputSpec, Reply, ReplyOf, Request } from './node-protocol.js';
 
 type Compile = Extract<Request, { kind: 'compile' }>;
@@ -47,8 +47,8 @@ async function compile(request: Compile): Promise<undefined> {
     extra: { session },
     ...(request.profilePrefix ? { enableProfiling: true, profileFilePrefix: request.profilePrefix } : {}),
   };
+  // A device that is not there throws, although the processor is listed after it.
   const created = ort.InferenceSession.create(request.bytes, options).catch((error: unknown) => {
-    // A device that is not there throws, although the processor is listed after it.
     if (device === 'cpu') throw error;
     throw new EngineError(deviceFault(device, error instanceof Error ? error.message : String(error)));
   });
@@ -92,7 +92,11 @@ async function run(request: Run): Promise<Record<string, Tensor>> {
   }
   const feeds: Record<string, ort.Tensor> = {};
   for (const spec of inputs) feeds[spec.name] = inputValue(spec, request.feeds[spec.name], state);
-  const results = await program.session.run(feeds);
+  const results = await program.session.run(feeds).catch((error: unknown) => {
+    const { device } = program.request;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw device !== 'cpu' && lacksHalves(reason) ? new EngineError(deviceFault(device, reason)) : error;
+  });
   for (const [name, encoded] of updates) state!.set(name, results[encoded]!);
   return Object.fromEntries([...outputs].map(([name, encoded]) => [name, toHost(results[encoded]!)]));
 }

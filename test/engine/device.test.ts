@@ -17,6 +17,12 @@ test('what the runtime says of a device is told in plain words, with what to ins
     deviceFault('cuda', 'OrtSessionOptionsAppendExecutionProvider_Cuda: Failed to load shared library'),
     /: its libraries are missing\. It needs Linux on x64, .*ONNXRUNTIME_NODE_INSTALL=cuda12 node /,
   );
+  const transpose =
+    'shader_helper.cc:416 GenerateSourceCode Program Transpose requires f16 but the device does not support it.';
+  assert.match(
+    deviceFault('webgpu', transpose),
+    /^The device "webgpu" of this machine cannot compute in half precision: .* Use --mixed-precision no/,
+  );
   assert.match(
     deviceFault('coreml', 'something else\nand more'),
     /: something else\. Core ML is there on macOS only/,
