@@ -52,6 +52,7 @@ export type {
   StoppedEvent,
   TrainingEvent,
   TrainingListener,
+  ValidationEvent,
   WarningEvent,
 } from './training/events.js';
 export {

@@ -76,18 +76,23 @@ def visited_states():
 
 
 def divergence(states, timesteps, conditions):
-    """Nats of a latent's element, over the whole chain: T times the mean over these states of beta / (2 alpha (1 - abar)) mean (eps - eps_base)^2."""
+    """Nats of a latent's element, over the whole chain: the sum of beta / (2 alpha (1 - abar)) over the timesteps that a visited one stands for (those
+    after the next one below it, and for the last those above), times mean (eps - eps_base)^2 there."""
     unet, _ = policy()
     other = base.load_unet(world.folder)
     betas = torch.linspace(world.scheduler["beta_start"] ** 0.5, world.scheduler["beta_end"] ** 0.5, 1000, dtype=torch.float32) ** 2
-    total = []
+    betas = betas.to(DTYPE)
+    weights = betas / (2 * (1 - betas) * (1 - world.alphas_cumprod))
+    total, above = 0, 1000
     with torch.no_grad():
-        for picture, condition in zip(states, conditions):
-            for x, t in zip(picture.to(DTYPE), timesteps):
-                difference = (unet(x[None], t, encoder_hidden_states=condition[None]).sample - other(x[None], t, encoder_hidden_states=condition[None]).sample)
-                beta, bar = betas[t].to(DTYPE), world.alphas_cumprod[t]
-                total.append(beta / (2 * (1 - beta) * (1 - bar)) * (difference**2).mean())
-    return 1000 * torch.stack(total).mean()
+        for step, t in enumerate(timesteps):  # from the noisiest down
+            below = timesteps[step + 1] if step + 1 < len(timesteps) else -1
+            weight, above = weights[below + 1 : above].sum(), below + 1
+            for picture, condition in zip(states, conditions):
+                x = picture[step : step + 1].to(DTYPE)
+                own, its = (net(x, t, encoder_hidden_states=condition[None]).sample for net in (unet, other))
+                total += weight * ((own - its) ** 2).mean() / len(states)
+    return total
 
 
 def update_norm():

@@ -48,6 +48,10 @@ function lasting(event: TrainingEvent): string | undefined {
       return `note: ${event.message}`;
     case 'samples':
       return `step ${event.step}: samples in ${event.path}`;
+    case 'validation':
+      return `step ${event.step}: ${Object.entries(event.scores)
+        .map(([name, value]) => `${name} ${short(value)}`)
+        .join(', ')}`;
     case 'finished':
       return [
         `finished ${event.steps} steps in ${formatDuration(event.seconds)}`,

@@ -32,6 +32,7 @@ const optionNames: Readonly<Record<string, keyof PersonaliseOptions>> = {
   maxTrainSteps: 'steps',
   validationPrompt: 'validationPrompts',
   rolloutPrompt: 'rolloutPrompts',
+  judge: 'judges',
 };
 
 const startPersonalise: Personalise = async (options) =>
@@ -285,6 +286,15 @@ export function createTrainCommand(
     wholeOption('--validation-steps <n>', 'Draw every n steps too (default: before and after only)', {
       atLeast: 1,
     }),
+    repeatedOption(
+      '--judge <dir>',
+      'Image encoder that scores them and is no reward: a ViT or DINOv2 likeness, a CLIP the text too; may be given several times',
+    ),
+    wholeOption(
+      '--early-stopping <n>',
+      'Stop after n validations without a better score of the judges, and keep the best (default: never)',
+      { atLeast: 1 },
+    ),
     wholeOption('--num-validation-images <n>', `Pictures a prompt (default: ${d.numValidationImages})`, {
       atLeast: 1,
     }),

@@ -42,7 +42,7 @@ export class NoiseSchedule {
 
   /** @param betas one a timestep; their products are accumulated in double precision and rounded once each, as PyTorch does. */
   constructor(
-    betas: Float32Array,
+    readonly betas: Float32Array,
     readonly predictionType: PredictionType,
   ) {
     this.alphasCumprod = cumulativeAlphas(betas);

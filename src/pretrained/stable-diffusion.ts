@@ -22,7 +22,7 @@ import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { Graph as NewGraph } from '../onnx/graph.js';
 import { concat } from '../onnx/movement.js';
-import { int64, type Shape, type Tensor } from '../tensor/tensor.js';
+import { int64, type Shape, type Tensor, toFloat32 } from '../tensor/tensor.js';
 import type { ModelFamily, PredictionType } from './architectures.js';
 import { type AppliedLora, fittedLora, type Lora } from './lora.js';
 import { modelFamily } from './model-family.js';
@@ -36,7 +36,8 @@ import {
 } from './pipeline-kind.js';
 import { scalingFactorWarning } from './scaling-factor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
-import { weightShape } from './weight.js';
+import { squaredUpdate } from './update-norm.js';
+import { readWeightTensor, weightShape } from './weight.js';
 import {
   assertFiniteWeights,
   layerWeight,
@@ -316,6 +317,18 @@ export class StableDiffusion {
    */
   fitLora(lora: Lora, file: string): Lora {
     return fittedLora(lora, (module) => this.#weightShape(module), this.family, file);
+  }
+
+  /** How much a LoRA changes the layers that it is on: the Frobenius norm of all its updates over that of these layers' weights. */
+  async relativeUpdate(lora: Lora): Promise<number> {
+    let whole = 0;
+    const sets = [this.weights.unet, ...this.textEncoders.map((e) => e.weights)];
+    for (const module of lora.keys()) {
+      const weight = layerWeight(sets, module);
+      if (weight === undefined) throw new Error(`internal: no weight of ${module}`);
+      for (const v of toFloat32(await readWeightTensor(weight)).data) whole += v * v;
+    }
+    return Math.sqrt(squaredUpdate(lora) / whole);
   }
 
   /** The low-rank factors that these settings give this model, without building more than shapes. */

@@ -7,6 +7,7 @@ export type TrainingEvent =
   | WarningEvent
   | CheckpointEvent
   | SamplesEvent
+  | ValidationEvent
   | StoppedEvent
   | FinishedEvent;
 
@@ -83,6 +84,13 @@ export interface SamplesEvent {
   readonly path: string;
 }
 
+/** The pictures of a step were measured: the judges' scores, and how far the run is from the base, by the names that they have in the metrics. */
+export interface ValidationEvent {
+  readonly kind: 'validation';
+  readonly step: number;
+  readonly scores: Readonly<Record<string, number>>;
+}
+
 /** The user asked to stop; the state is saved and the run can be gone on with. */
 export interface StoppedEvent {
   readonly kind: 'stopped';
@@ -91,7 +99,7 @@ export interface StoppedEvent {
   readonly steps: number;
 }
 
-/** All steps are done and all files are written. */
+/** The run is over, its steps done or stopped early, and all files are written. */
 export interface FinishedEvent {
   readonly kind: 'finished';
   readonly folder: string;

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { Critic } from '../algorithms/critic.js';
 import { criticRewards } from '../algorithms/dpg.js';
 import { ReturnCritic } from '../algorithms/return-critic.js';
@@ -19,6 +20,8 @@ import { Random } from '../tensor/random.js';
 import { batchRows } from '../tensor/rows.js';
 import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
 import { type Pick, picksOf, turnOf } from './batch-order.js';
+import { listCheckpoints, readCheckpoint } from './checkpoint.js';
+import type { EarlyStopping } from './early-stopping.js';
 import type { TrainingListener } from './events.js';
 import type { LatentCache } from './latent-cache.js';
 import { LossScaler } from './loss-scaler.js';
@@ -34,7 +37,7 @@ import {
 import { type ReferenceCache, referenceName } from './reference-cache.js';
 import { PIXELS, returnCriticOptimizer, rewardName } from './reward-turns.js';
 import { isRolloutTensor, isVisited, type PickedState, type Rollouts } from './rollouts.js';
-import type { RunFolder } from './run-folder.js';
+import { type RunFolder, runFiles } from './run-folder.js';
 
 export interface PersonalisationSettings extends StepSettings {
   readonly steps: number;
@@ -81,6 +84,8 @@ export interface PersonalisationInputs {
   readonly priorDigest: string;
   /** Draws with the factors of a step, unless that is done already. */
   readonly validate?: (step: number, factors: ReadonlyMap<string, Tensor>) => Promise<void>;
+  /** Says after a validation whether to stop, and which step was the best. */
+  readonly earlyStopping?: EarlyStopping;
   readonly onEvent?: TrainingListener;
   readonly signal?: AbortSignal;
 }
@@ -180,10 +185,11 @@ export class Personalisation {
    * Takes the remaining steps, saving the state every so often and at the end. Everything random is drawn from streams named by the seed and the step, so a resumed run
    * repeats what the uninterrupted one would have done.
    *
+   * @returns the steps done: all, or fewer where the run was stopped early.
    * @throws CancelledError after saving, when the signal is raised. DivergedError when a loss is not finite; the last checkpoint stays as it is.
    */
-  async train(): Promise<void> {
-    const { run, onEvent, signal } = this.inputs;
+  async train(): Promise<number> {
+    const { run, onEvent, signal, earlyStopping } = this.inputs;
     const { steps, checkpointingSteps } = this.settings;
     let saved = this.fromStep;
     const stop = async (step: number): Promise<never> => {
@@ -200,6 +206,7 @@ export class Personalisation {
       });
     // The last start may have been stopped while it drew.
     await validate(this.fromStep);
+    if (this.#isOver(this.fromStep)) return this.fromStep;
     const started = performance.now();
     for (let step = this.fromStep + 1; step <= steps; step++) {
       if (signal?.aborted) await stop(step - 1);
@@ -226,7 +233,9 @@ export class Personalisation {
         secondsLeft: secondsPerStep * (steps - step),
       });
       await validate(step);
-      if (step % checkpointingSteps === 0 || step === steps || failure) {
+      const isOver = this.#isOver(step);
+      const due = step % checkpointingSteps === 0 || step === steps;
+      if (due || failure || isOver || earlyStopping?.best === step) {
         await this.#save(step);
         saved = step;
       }
@@ -236,7 +245,20 @@ export class Personalisation {
           { cause: failure },
         );
       }
+      if (isOver) return step;
     }
+    return Math.max(steps, this.fromStep);
+  }
+
+  /** Whether the validation of this step, if it has one, ends the run early. */
+  #isOver(step: number): boolean {
+    return this.#isValidated(step) && this.inputs.earlyStopping?.isOver === true;
+  }
+
+  /** Whether pictures are drawn after this step, and training goes on. */
+  #isValidated(step: number): boolean {
+    const { validationSteps, steps } = this.settings;
+    return validationSteps !== undefined && step > 0 && step < steps && step % validationSteps === 0;
   }
 
   /** The learnt factors, averaged ones where an average was kept, under the names of the plain ones. */
@@ -244,6 +266,20 @@ export class Personalisation {
     const stored = (name: string): string => (this.settings.ema ? emaName(name) : name);
     const read = await this.state.read(this.factorNames.map(stored));
     return new Map(this.factorNames.map((name) => [name, read.get(stored(name))!]));
+  }
+
+  /** The same of an earlier step. @throws RunError when its checkpoint is not there any more. */
+  async factorsAt(step: number): Promise<Map<string, Tensor>> {
+    const { path } = this.inputs.run;
+    const entry = (await listCheckpoints(join(path, runFiles.checkpoints))).find((e) => e.step === step);
+    if (!entry) {
+      throw new RunError(
+        `${path}: the checkpoint of step ${step}, which the judges found best, is not there any more. Put it back and resume, or start again with a larger --checkpoints-total-limit.`,
+      );
+    }
+    const { tensors } = await readCheckpoint(entry.path);
+    const stored = (name: string): string => (this.settings.ema ? emaName(name) : name);
+    return new Map(this.factorNames.map((name) => [name, tensors.get(stored(name))!]));
   }
 
   async release(): Promise<void> {
@@ -255,9 +291,8 @@ export class Personalisation {
 
   /** Draws in between. The step's programs make room for it: either takes much memory, and compiling again little time beside drawing. */
   async #validate(step: number): Promise<void> {
-    const { validationSteps, steps } = this.settings;
     const { validate } = this.inputs;
-    if (!validate || !validationSteps || step === 0 || step >= steps || step % validationSteps !== 0) return;
+    if (!validate || !this.#isValidated(step)) return;
     await this.#releasePrograms();
     await validate(step, await this.factors());
   }
@@ -282,14 +317,13 @@ export class Personalisation {
       if (!(t.data as Float32Array).every(Number.isFinite))
         throw this.#diverged(step, `${name} holds values that are not finite`);
     }
-    const { run, priorDigest, model, rollouts } = this.inputs;
+    const { run, priorDigest, model, rollouts, earlyStopping } = this.inputs;
     const shape = model.latentShape(this.settings.resolution);
     const states = rollouts?.states.tensors(shape) ?? [];
     const lossScale = this.lossScaler?.progress;
-    const entry = await run.saveCheckpoint(step, new Map([...tensors, ...states]), {
-      priorDigest,
-      ...(lossScale === undefined ? {} : { lossScale }),
-    });
+    const all = new Map([...tensors, ...states]);
+    const progress = { priorDigest, ...(lossScale === undefined ? {} : { lossScale }) };
+    const entry = await run.saveCheckpoint(step, all, progress, earlyStopping?.best);
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 

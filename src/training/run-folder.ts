@@ -136,7 +136,8 @@ export class RunFolder {
       return log;
     };
     try {
-      const metrics = await opening(MetricsLog.open(join(path, runFiles.metrics), restored?.step));
+      // What was measured of the base, before the first step, stays.
+      const metrics = await opening(MetricsLog.open(join(path, runFiles.metrics), restored?.step ?? 0));
       const timings = await opening(MetricsLog.open(join(path, runFiles.timings), restored?.step));
       const tensorboard = options.tensorboard
         ? await opening(TensorboardLog.open(join(path, runFiles.tensorboard), restored?.step))
@@ -160,12 +161,14 @@ export class RunFolder {
 
   /**
    * Saves the state after `step` and removes the oldest checkpoints beyond the limit. Metrics are flushed first, so no checkpoint is ahead of them.
+   * @param kept the step of one that stays, whatever the limit is
    * @throws OutputError when the disk is full or cannot be written; what was there before stays.
    */
   async saveCheckpoint(
     step: number,
     tensors: ReadonlyMap<string, Tensor>,
     progress: Checkpoint['progress'] = {},
+    kept?: number,
   ): Promise<CheckpointEntry> {
     await this.metrics.flush();
     await this.tensorboard?.flush();
@@ -173,7 +176,7 @@ export class RunFolder {
     const saved = await writeCheckpoint(folder, { step, tensors, progress });
     const all = await listCheckpoints(folder);
     const surplus = Math.max(0, all.length - Math.max(1, this.checkpointsTotalLimit));
-    for (const entry of all.slice(0, surplus)) await removeCheckpoint(entry);
+    for (const entry of all.slice(0, surplus)) if (entry.step !== kept) await removeCheckpoint(entry);
     return saved;
   }
 

@@ -46,10 +46,10 @@ export class TensorboardLog {
     }
   }
 
-  /** Adds what was measured at a step. */
-  async append({ step, ...metrics }: MetricsRecord): Promise<void> {
+  /** Adds what was measured at a step. @param group before the names, "train" or "validation" */
+  async append({ step, ...metrics }: MetricsRecord, group = 'train'): Promise<void> {
     const values = Object.entries(metrics).flatMap(([name, value]): SummaryValue[] =>
-      typeof value === 'number' ? [{ tag: `train/${name}`, scalar: value }] : [],
+      typeof value === 'number' ? [{ tag: `${group}/${name}`, scalar: value }] : [],
     );
     await this.#write(step, values);
   }

@@ -7,6 +7,7 @@ import { findPromptPictures, pictureFiles, slug } from '../evaluation/picture-fo
 import { fillPrompt, type Protocol } from '../evaluation/protocol.js';
 import { isObject } from '../formats/json-config.js';
 import { pathExists } from '../formats/path-exists.js';
+import { runStopping } from '../training/learnt-checkpoint.js';
 import { latestCheckpoint, type RunConfig, readRunConfig, runFiles } from '../training/run-folder.js';
 import type { SubjectInput } from './evaluation-subjects.js';
 
@@ -178,7 +179,8 @@ async function openRun(path: string): Promise<Located> {
   const { steps } = settings;
   const done = (await latestCheckpoint(path))?.step;
   const learnt = await pathExists(join(path, runFiles.lora));
-  if (!learnt || (done !== undefined && typeof steps === 'number' && done < steps)) {
+  const lacking = done !== undefined && typeof steps === 'number' && done < steps;
+  if (!learnt || (lacking && !(await runStopping(path))?.isOver)) {
     throw new RunError(
       `${path}: this run is not finished (step ${done ?? 0} of ${steps}), so its scores would not be those of the method. Go on with it: the same "portrayal train" command with --resume-from-checkpoint latest.`,
     );

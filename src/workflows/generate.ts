@@ -21,7 +21,8 @@ import type { Variant } from '../pretrained/weights.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { readCheckpoint } from '../training/checkpoint.js';
 import type { TrainingListener } from '../training/events.js';
-import { latestCheckpoint, readRunConfig, runFiles } from '../training/run-folder.js';
+import { learntCheckpoint } from '../training/learnt-checkpoint.js';
+import { readRunConfig, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { Cleanup } from './cleanup.js';
 import { type LoraChoice, readLoras } from './lora-choice.js';
@@ -188,7 +189,7 @@ export interface Learnt {
   readonly subject: SubjectPrompt | undefined;
 }
 
-/** What a run has learnt so far: its final LoRA, or that of its newest checkpoint while it is not finished. */
+/** What a run has learnt so far: its final LoRA, or that of its newest checkpoint, or its best one where it may stop early. */
 export async function readRun(path: string): Promise<Learnt> {
   const config = await readRunConfig(path);
   const { settings } = config;
@@ -235,7 +236,7 @@ async function readFactors(
   lora: LoraSettings,
   averaged: boolean,
 ): Promise<Map<string, Tensor>> {
-  const entry = await latestCheckpoint(path);
+  const entry = await learntCheckpoint(path);
   if (!entry) {
     const file = join(path, runFiles.lora);
     if (!(await pathExists(file)))

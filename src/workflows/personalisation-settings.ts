@@ -95,6 +95,10 @@ export interface PersonaliseSettings {
   readonly numValidationImages: number;
   /** Draw every so many steps too; before and after only by default. */
   readonly validationSteps: number | undefined;
+  /** Folders of image encoders that watch the run: they score its pictures, and must not be those of its rewards. */
+  readonly judges: readonly string[];
+  /** Validations without a better score of the judges after which to stop; the best step's weights are what is kept. Never by default. */
+  readonly earlyStopping: number | undefined;
   /** "tensorboard": also write an event file for TensorBoard into the run folder. */
   readonly reportTo: 'none' | 'tensorboard';
   readonly samplingSteps: number;
@@ -159,6 +163,8 @@ export const personaliseDefaults: PersonaliseSettings = {
   validationPrompts: undefined,
   numValidationImages: 2,
   validationSteps: undefined,
+  judges: [],
+  earlyStopping: undefined,
   reportTo: 'none',
   samplingSteps: 30,
   scheduler: undefined,
@@ -350,6 +356,7 @@ const ranges: readonly Range[] = [
       'numRollouts',
       'rolloutEvery',
       'rolloutSteps',
+      'earlyStopping',
     ],
     expected: 'a whole number of at least 1',
     holds: (v) => Number.isInteger(v) && v >= 1,
@@ -401,6 +408,16 @@ function checkRanges(settings: PersonaliseSettings): void {
   if (!settings.enableBucket && bucketing !== undefined) {
     throw new UsageError(
       `${flag(bucketing)} is about buckets of one shape: add --enable-bucket, or leave it out.`,
+    );
+  }
+  if (settings.earlyStopping !== undefined && settings.judges.length === 0) {
+    throw new UsageError(
+      '--early-stopping needs a judge to say what is better. Add --judge DIR, an image encoder that is none of the rewards, or leave it out.',
+    );
+  }
+  if (settings.earlyStopping !== undefined && settings.validationSteps === undefined) {
+    throw new UsageError(
+      '--early-stopping counts validations, and there are none on the way. Add --validation-steps 50, or leave it out.',
     );
   }
   if (settings.method === 'dpg' && settings.snrGamma !== undefined) {

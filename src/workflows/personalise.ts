@@ -43,6 +43,7 @@ import { completeSettings, type PersonaliseSettings, type PresetName } from './p
 import { completeRewards } from './reward-spec.js';
 import { adjustableSettings, pixelDigests, runConfig } from './run-config.js';
 import { writeRunReport } from './run-report.js';
+import { openRunJudges, RunWatch } from './run-watch.js';
 import { methodName, stepSettings } from './step-settings.js';
 import { drawing, ValidationPictures } from './validation-pictures.js';
 
@@ -83,6 +84,7 @@ export interface PersonaliseResult {
   readonly lora: string;
   /** The LoRA for ComfyUI, AUTOMATIC1111 and Forge. */
   readonly kohyaLora: string;
+  /** Of what is kept: all, or those of the best validation where the run could stop early. */
   readonly steps: number;
 }
 
@@ -175,6 +177,11 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
     requireMemory(model, memoryNeeds(prepared));
   }
+  const judging = await openRunJudges(
+    settings.judges,
+    settings.method === 'dpg' ? completeRewards(settings.reward, settings.rewardCombination) : [],
+  );
+  warnings.push(...judging.warnings);
   return Cleanup.after(async (cleanup) => {
     const engine = options.engine ?? ownEngine(cleanup, options);
     const rewards =
@@ -210,11 +217,26 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     });
     cleanup.defer(() => run.close());
     for (const message of [...warnings, ...run.warnings]) onEvent?.({ kind: 'warning', message });
+    const { judges } = judging;
+    const watch =
+      judges.length > 0 || settings.validationSteps !== undefined
+        ? await RunWatch.open(run, {
+            engine,
+            judges,
+            subject,
+            prompts,
+            photographs: references.images,
+            ...(settings.earlyStopping === undefined ? {} : { patience: settings.earlyStopping }),
+            ...(onEvent ? { onEvent } : {}),
+          })
+        : undefined;
+    const earlyStopping = watch?.earlyStopping;
     const validation = new ValidationPictures(model, engine, run, {
       prompts,
       settings,
       resolution,
       lora,
+      ...(watch ? { watch } : {}),
       ...(onEvent ? { onEvent } : {}),
       ...(signal ? { signal } : {}),
     });
@@ -313,6 +335,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           ...(states && texts.rollouts ? { rollouts: { states, texts: texts.rollouts } } : {}),
           prompt: subject.instancePrompt,
           priorDigest: priors ? pixelDigests(priors).join(' ') : '',
+          ...(earlyStopping ? { earlyStopping } : {}),
           validate: (step, factors) => validation.drawWith(step, `drawing at step ${step}`, factors),
           ...(onEvent ? { onEvent } : {}),
           ...(signal ? { signal } : {}),
@@ -329,17 +352,23 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       images: references.images.length,
       trainableParameters: personalisation.trainableParameters,
     });
-    await personalisation.train();
+    const done = await personalisation.train();
 
     const factors = await personalisation.factors();
-    const files = await writeLoraFiles(
-      run.path,
-      loraFromFactors(factors, settings.loraAlpha),
-      loraDescription(model, subject, settings, resolution),
-    );
+    const write = (learnt: ReadonlyMap<string, Tensor>, steps: number): Promise<string[]> =>
+      writeLoraFiles(
+        run.path,
+        loraFromFactors(learnt, settings.loraAlpha),
+        loraDescription(model, subject, { ...settings, steps }, resolution),
+      );
+    let files = await write(factors, done);
     await personalisation.release();
-    await validation.drawWith(settings.steps, 'drawing after', factors);
-    const [before, after] = [await validation.read(0), await validation.read(settings.steps)];
+    await validation.drawWith(done, 'drawing after', factors);
+    const kept = earlyStopping?.best ?? done;
+    if (kept !== done) files = await write(await personalisation.factorsAt(kept), kept);
+    const course = earlyStopping ? stoppingNotes(done, kept, settings) : [];
+    for (const message of course) onEvent?.({ kind: 'warning', message });
+    const [before, after] = [await validation.read(0), await validation.read(kept)];
     const seconds = (performance.now() - started) / 1000;
     const report = await writeRunReport({
       run,
@@ -352,16 +381,17 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       samples: prompts.map((prompt, p) => ({ prompt, before: before[p]!, after: after[p]! })),
       trainableParameters: personalisation.trainableParameters,
       seconds,
-      notes: [...warnings, ...reportNotes(options.model === undefined)],
+      steps: { done, kept },
+      notes: [...course, ...warnings, ...reportNotes(options.model === undefined)],
     });
     onEvent?.({
       kind: 'finished',
       folder: run.path,
-      steps: settings.steps,
+      steps: done,
       seconds,
       files: [...files, report],
     });
-    return { run: run.path, report, lora: files[0]!, kohyaLora: files[1]!, steps: settings.steps };
+    return { run: run.path, report, lora: files[0]!, kohyaLora: files[1]!, steps: kept };
   });
 }
 
@@ -461,6 +491,19 @@ function loraDescription(
     steps: settings.steps,
     learningRate: settings.learningRate,
   };
+}
+
+/** What early stopping has come to. */
+function stoppingNotes(done: number, kept: number, settings: PersonaliseSettings): string[] {
+  const { steps, earlyStopping: patience } = settings;
+  const best =
+    kept === done
+      ? `The judges' score was best at the end, step ${done}: those weights are what is saved.`
+      : `The judges' score was best at step ${kept}: the weights of that step are what is saved, and "after" was drawn with them.`;
+  if (done === steps) return [best];
+  return [
+    `Stopped early, after step ${done} of ${steps}: ${patience} ${patience === 1 ? 'validation' : 'validations'} in a row brought nothing better. ${best}`,
+  ];
 }
 
 function reportNotes(shipped: boolean): string[] {

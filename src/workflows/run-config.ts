@@ -16,6 +16,7 @@ export const adjustableSettings = [
   'maxGradNorm',
   'rewardTimeout',
   'onRewardFailure',
+  'earlyStopping',
   'steps',
   'checkpointingSteps',
   'cacheLatentsToDisk',
@@ -36,13 +37,14 @@ export function runConfig(
   images: readonly ReferenceImage[],
 ): Record<string, Json> {
   const { checkpointsTotalLimit: _limit, reward, ...all } = settings;
-  const { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps, ...rest } = all;
+  const { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps, judges, ...rest } = all;
   // Left out where there are none, so that runs from before there were any can be gone on with.
   const rollouts =
     rolloutFraction > 0 ? { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps } : {};
   const kept = {
     ...rest,
     ...rollouts,
+    ...(judges.length > 0 ? { judges } : {}),
     reward: rewardsAsJson(completeRewards(reward, settings.rewardCombination)),
   };
   return {

@@ -12,6 +12,7 @@ import type { SubjectPrompt } from '../data/prompts.js';
 import type { ReferenceImage } from '../data/reference-images.js';
 import { RunError } from '../errors.js';
 import { chartsFromMetrics, type ReportImage, renderReport } from '../evaluation/report.js';
+import { watchCharts } from '../evaluation/watch-charts.js';
 import type { EventImage } from '../formats/tfevents.js';
 import { formatDuration } from '../training/duration.js';
 import { readMetrics } from '../training/metrics-log.js';
@@ -39,6 +40,8 @@ export interface RunReportInputs {
   readonly references: readonly ReferenceImage[];
   readonly samples: readonly PromptSamples[];
   readonly trainableParameters: number;
+  /** Steps that were taken, and the one whose weights are kept. */
+  readonly steps: { readonly done: number; readonly kept: number };
   /** Since the process that finishes the run was started: a resumed run has taken longer. */
   readonly seconds: number;
   readonly environment: Environment;
@@ -151,7 +154,7 @@ function shown(settings: PersonaliseSettings): [string, string][] {
 
 /** Writes the report of a finished run into its folder; gives its path. */
 export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
-  const { run, subject, settings, references, samples } = inputs;
+  const { run, subject, settings, references, samples, steps } = inputs;
   const metrics = await readMetrics(join(run.path, runFiles.metrics));
   const timings = await readMetrics(join(run.path, runFiles.timings));
   const seconds = timings.map((t) => Number(t.seconds)).sort((a, b) => a - b);
@@ -167,15 +170,18 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
   );
   const html = renderReport({
     title: name,
-    summary: `"${subject.token}" was taught to a text-to-image model from ${references.length} pictures of one ${subject.className}, in ${settings.steps} steps.`,
+    summary: `"${subject.token}" was taught to a text-to-image model from ${references.length} pictures of one ${subject.className}, in ${steps.kept} steps.`,
     method: methodName(settings),
     token: subject.token,
     figures: [
       { label: 'Pictures', value: String(references.length) },
       {
         label: 'Steps',
-        value: String(settings.steps),
-        note: `batch ${settings.trainBatchSize}${settings.withPriorPreservation ? ` + ${settings.trainBatchSize} of the class` : ''}`,
+        value: String(steps.kept),
+        note: [
+          `batch ${settings.trainBatchSize}${settings.withPriorPreservation ? ` + ${settings.trainBatchSize} of the class` : ''}`,
+          ...(steps.done === steps.kept ? [] : [`best of ${steps.done}`]),
+        ].join(', '),
       },
       { label: 'Trained parameters', value: inputs.trainableParameters.toLocaleString('en') },
       { label: 'Training time', value: formatDuration(training) },
@@ -183,7 +189,7 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
     references: await Promise.all(references.map((r, i) => thumbnailFor(r, `Reference picture ${i + 1}`))),
     comparisons,
     course: await courseOf(run),
-    charts: chartsFromMetrics(metrics),
+    charts: [...chartsFromMetrics(metrics), ...watchCharts(metrics)],
     usages: [
       {
         title: 'diffusers',

@@ -3,14 +3,16 @@ import type { RgbImage } from '../data/image-grid.js';
 import type { Engine, State } from '../engine/engine.js';
 import { CancelledError } from '../errors.js';
 import { pathExists } from '../formats/path-exists.js';
+import { loraFromFactors } from '../pretrained/lora.js';
 import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
 import { type RunFolder, runFiles } from '../training/run-folder.js';
 import { Cleanup } from './cleanup.js';
 import type { PersonaliseSettings } from './personalisation-settings.js';
 import { eventPictures, readSampleGrid, sampleGrid } from './run-report.js';
+import { type BaseDistance, divergenceFromBase, type RunWatch } from './run-watch.js';
 
 export interface ValidationSettings {
   readonly prompts: readonly string[];
@@ -20,6 +22,8 @@ export interface ValidationSettings {
   >;
   readonly resolution: number;
   readonly lora: LoraSettings;
+  /** Measures the pictures, where that is asked for. */
+  readonly watch?: RunWatch;
   readonly onEvent?: TrainingListener;
   readonly signal?: AbortSignal;
 }
@@ -38,16 +42,18 @@ export class ValidationPictures {
   }
 
   /**
-   * Draws the pictures of a step, for the samples and for TensorBoard; what is there already is not drawn again.
+   * Draws and measures the pictures of a step, for the samples and for TensorBoard; what is there already is not drawn again.
    *
    * @param name of the stage, in progress.
    * @param drawer is only asked for when there is something to draw.
+   * @param distance from the base, left out for the base itself.
    * @throws CancelledError when the signal is raised.
    */
   async draw(
     step: number,
     name: string,
     drawer: () => Promise<readonly [TextToImage, State]>,
+    distance?: () => Promise<BaseDistance>,
   ): Promise<void> {
     const { run } = this;
     const path = this.#pathOf(step);
@@ -62,17 +68,42 @@ export class ValidationPictures {
         await eventPictures(this.options.prompts, await this.read(step)),
       );
     }
+    await this.options.watch?.measure(step, () => this.read(step), distance);
   }
 
   /** The same with low-rank factors, by the names of their inputs, on programs that are made for it and released again. */
   drawWith(step: number, name: string, factors: ReadonlyMap<string, Tensor>): Promise<void> {
     const { resolution, lora } = this.options;
-    return Cleanup.after((drawn) =>
-      this.draw(step, name, async () => [
-        drawn.release(await TextToImage.create(this.model, this.engine, { resolution, lora })),
-        drawn.release(await this.engine.state(factors)),
-      ]),
-    );
+    return Cleanup.after((drawn) => {
+      let made: readonly [TextToImage, State] | undefined;
+      const drawer = async () => {
+        made ??= [
+          drawn.release(await TextToImage.create(this.model, this.engine, { resolution, lora })),
+          drawn.release(await this.engine.state(factors)),
+        ];
+        return made;
+      };
+      return this.draw(step, name, drawer, async () => {
+        const [own, policy] = await drawer();
+        const zero = new Map([...factors].map(([factor, t]) => [factor, zeros(t.shape)]));
+        const base = drawn.release(await this.engine.state(zero));
+        return {
+          updateNorm: await this.model.relativeUpdate(loraFromFactors(factors, lora.alpha)),
+          klToBase: await drawing(this.#divergence(own, { policy, base })),
+        };
+      });
+    });
+  }
+
+  #divergence(drawer: TextToImage, states: { policy: State; base: State }): Promise<number> {
+    const { prompts, settings, signal } = this.options;
+    const { seed, guidanceScale } = settings;
+    return divergenceFromBase(this.model, drawer, states, {
+      prompts,
+      seed,
+      guidanceScale,
+      ...(signal ? { signal } : {}),
+    });
   }
 
   /** The pictures of a step that were drawn before, by prompt. */

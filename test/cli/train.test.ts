@@ -105,6 +105,8 @@ test('every flag sets its option', async () => {
     '--num-rollouts': ['numRollouts', 4],
     '--rollout-every': ['rolloutEvery', 10],
     '--rollout-steps': ['rolloutSteps', 5],
+    '--judge': ['judges', ['encoders/dino']],
+    '--early-stopping': ['earlyStopping', 3],
   } as const;
   const args = Object.entries(flags).flatMap(([flag, [, value]]) => [flag, String(value)]);
   const { asked, err } = await train(...needed, ...args);

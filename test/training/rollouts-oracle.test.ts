@@ -1,12 +1,14 @@
 import assert from 'node:assert/strict';
 import { after, before, suite, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { chainDivergence } from '../../src/diffusion/divergence.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { clip } from '../../src/onnx/elementwise.js';
 import type { Value } from '../../src/onnx/graph.js';
 import { mean } from '../../src/onnx/reduction.js';
 import { sgd } from '../../src/optim/sgd.js';
+import { loraFromFactors } from '../../src/pretrained/lora.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import { TextToImage, type VisitedState } from '../../src/pretrained/text-to-image.js';
 import { lookForwardReward } from '../../src/rewards/look-forward.js';
@@ -15,6 +17,7 @@ import type { GraphReward } from '../../src/rewards/reward.js';
 import { textAlignmentReward } from '../../src/rewards/similarity.js';
 import { float32, int64, type Tensor } from '../../src/tensor/tensor.js';
 import { buildStep } from '../../src/training/personalisation-step.js';
+import { divergenceFromBase } from '../../src/workflows/run-watch.js';
 import { goldenJson, goldenPath, goldenTensors } from '../goldens.js';
 
 /** A batch as scripts/goldens/rollouts.py writes it. */
@@ -39,6 +42,8 @@ const record = goldenJson<{
   gammas: Record<string, number>;
   priorWeight: number;
   lambda: number;
+  divergence: number;
+  updateNorm: number;
   cases: Case[];
 }>('rollouts.json');
 const golden = goldenTensors('rollouts.safetensors');
@@ -141,6 +146,38 @@ suite('roll-outs, against diffusers and PyTorch', () => {
     }
     await drawer.release();
     await state.release();
+  });
+
+  test("divergence from the base and size of the update are PyTorch's", async () => {
+    const drawer = await TextToImage.create(model, engine, { lora });
+    const policy = await engine.state(start());
+    const base = await engine.state(
+      new Map([...start()].map(([name, t]) => [name, float32(t.shape, new Float32Array(t.data.length))])),
+    );
+    const states = record.prompts.flatMap((prompt, p) =>
+      record.timesteps.map(
+        (timestep, s): VisitedState => ({ prompt, sample: float32([4, 8, 8], stateAt(p, s)), timestep }),
+      ),
+    );
+    const [own, other] = [await drawer.predict(states, policy), await drawer.predict(states, base)];
+    const found = chainDivergence(
+      model.scheduler.schedule,
+      states.map(({ timestep }, i) => ({ timestep, policy: own[i]!.data, base: other[i]!.data })),
+    );
+    const error = Math.abs(found - record.divergence) / record.divergence;
+    assert.ok(error <= 1e-4, `divergence ${found}, PyTorch ${record.divergence}`);
+
+    // The same, with the states that it visits itself.
+    const drawing = { prompts: record.prompts, seed: record.seeds[0]!, guidanceScale: record.guidance };
+    const whole = await divergenceFromBase(model, drawer, { policy, base }, drawing);
+    assert.ok(whole > record.divergence / 2 && whole < record.divergence * 2, `on ten states ${whole}`);
+    assert.equal(await divergenceFromBase(model, drawer, { policy: base, base }, drawing), 0);
+
+    const norm = await model.relativeUpdate(loraFromFactors(start(), 4));
+    assert.ok(Math.abs(norm - record.updateNorm) <= 1e-4 * record.updateNorm, `norm ${norm}`);
+    const twice = await model.relativeUpdate(loraFromFactors(start(), 8));
+    assert.ok(Math.abs(twice - 2 * record.updateNorm) <= 1e-4 * record.updateNorm, 'alpha scales it');
+    for (const held of [drawer, policy, base]) await held.release();
   });
 
   for (const c of record.cases) {

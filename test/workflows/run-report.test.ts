@@ -85,6 +85,7 @@ async function report(
       references: [],
       samples: [],
       environment: readEnvironment({ threads: 1 }),
+      steps: { done: 400, kept: 400 },
       trainableParameters: 12,
       seconds: 9,
       notes: [],
