@@ -120,7 +120,8 @@ export class TextToImage {
     /** By rows: with guidance each picture has two, without it one. */
     private readonly denoisers: LazyPrograms<number>,
     private readonly textProgram: Program,
-    private readonly decodeProgram: Program,
+    /** Of so many pictures; made when one is finished, as roll-outs finish none. */
+    private readonly decoders: LazyPrograms<number>,
   ) {}
 
   /** Compiles the programs for one resolution and batch. With `lora`, every `draw` needs a `state` that holds the factors. */
@@ -139,7 +140,7 @@ export class TextToImage {
       batchSize,
       new LazyPrograms(engine, denoiser),
       await engine.compile(text),
-      await engine.compile(decode),
+      new LazyPrograms(engine, () => decode),
     );
   }
 
@@ -224,7 +225,7 @@ export class TextToImage {
 
   /** Frees the programs' memory. */
   async release(): Promise<void> {
-    for (const held of [this.denoisers, this.textProgram, this.decodeProgram]) await held.release();
+    for (const held of [this.denoisers, this.textProgram, this.decoders]) await held.release();
   }
 
   /** `embed`, once for each prompt. */
@@ -243,7 +244,8 @@ export class TextToImage {
     onStep: (done: number) => void,
   ): Promise<DrawnImage[]> {
     const latents = await this.#sample(requests, options, { onStep });
-    const { pixels } = await this.decodeProgram.run({ latents });
+    const decoder = await this.decoders.of(this.batch);
+    const { pixels } = await decoder.run({ latents });
     if (!(pixels as Tensor<'float32'>).data.every(Number.isFinite)) {
       const cause =
         this.model.computeType === 'float16'

@@ -3,15 +3,21 @@ import type { MetricsRecord } from './metrics-log.js';
 /** The field of a metrics line under which a validation's score is kept. */
 export const SCORE = 'judge.score';
 
+/** A validation of a run in training. */
+export interface Validation {
+  readonly step: number;
+  readonly score: number;
+}
+
 /**
  * Early stopping on a score of validations, more being better: a run is over when so many of them in a row have brought nothing better, and what is kept is what was best.
  * Step 0, before training, does not count. All of it follows from the scores so far, and those are in the run's metrics.
  */
 export class EarlyStopping {
-  readonly #scores: { readonly step: number; readonly score: number }[] = [];
+  readonly #scores: Validation[] = [];
 
   /**
-   * @param patience validations without anything better after which to stop
+   * @param patience validations without anything better after which to stop; infinite, and a run goes on to its end
    * @param records of a run so far
    */
   constructor(
@@ -29,9 +35,14 @@ export class EarlyStopping {
     if (step > 0) this.#scores.push({ step, score });
   }
 
-  /** The best step so far, the first among equals; undefined before there is one. */
-  get best(): number | undefined {
-    return this.#scores[this.#bestIndex()]?.step;
+  /** The best validation so far, the first among equals; undefined before there is one. */
+  get best(): Validation | undefined {
+    return this.#scores[this.#bestIndex()];
+  }
+
+  /** The last validation. */
+  get last(): Validation | undefined {
+    return this.#scores.at(-1);
   }
 
   /** Whether the last validation ends the run. */

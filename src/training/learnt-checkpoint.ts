@@ -15,7 +15,7 @@ export async function runStopping(path: string): Promise<EarlyStopping | undefin
 
 /** The checkpoint that holds what a run has learnt: the newest, or, with early stopping, the best so far. It can be read while another process trains. */
 export async function learntCheckpoint(path: string): Promise<CheckpointEntry | undefined> {
-  const best = (await runStopping(path))?.best;
+  const best = (await runStopping(path))?.best?.step;
   const all = best === undefined ? [] : await listCheckpoints(join(path, runFiles.checkpoints));
   return all.find(({ step }) => step === best) ?? (await latestCheckpoint(path));
 }

@@ -235,7 +235,7 @@ export class Personalisation {
       await validate(step);
       const isOver = this.#isOver(step);
       const due = step % checkpointingSteps === 0 || step === steps;
-      if (due || failure || isOver || earlyStopping?.best === step) {
+      if (due || failure || isOver || earlyStopping?.best?.step === step) {
         await this.#save(step);
         saved = step;
       }
@@ -323,7 +323,7 @@ export class Personalisation {
     const lossScale = this.lossScaler?.progress;
     const all = new Map([...tensors, ...states]);
     const progress = { priorDigest, ...(lossScale === undefined ? {} : { lossScale }) };
-    const entry = await run.saveCheckpoint(step, all, progress, earlyStopping?.best);
+    const entry = await run.saveCheckpoint(step, all, progress, earlyStopping?.best?.step);
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 

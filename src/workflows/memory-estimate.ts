@@ -72,7 +72,7 @@ export function estimateMemory(
     ]),
     { what: 'LoRA, moments and critic, with copies', bytes: STATE_COPIES * state },
     ...encoders,
-    ...(settings.rollouts ? drawing : []),
+    ...(settings.rollouts ? drawing.filter(({ what }) => !what.startsWith(DECODER)) : []),
   ];
   const phases = [phase('drawing', drawing, training), phase('training', training, drawing)];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
@@ -80,6 +80,8 @@ export function estimateMemory(
 }
 
 const STATE_COPIES = 3;
+/** What roll-outs do without. */
+const DECODER = 'decoder';
 
 /** A change that leaves more than this share is not worth telling. */
 const WORTHWHILE = 0.97;
@@ -145,7 +147,7 @@ function drawingParts(
   return [
     ...partsOf('text encoder', estimateGraphMemory(text)),
     ...partsOf('denoiser', estimateGraphMemory(denoiser(rows))),
-    ...partsOf('decoder', estimateGraphMemory(decode)),
+    ...partsOf(DECODER, estimateGraphMemory(decode)),
   ];
 }
 

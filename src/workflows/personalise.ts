@@ -364,9 +364,9 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     let files = await write(factors, done);
     await personalisation.release();
     await validation.drawWith(done, 'drawing after', factors);
-    const kept = earlyStopping?.best ?? done;
+    const kept = earlyStopping?.best?.step ?? done;
     if (kept !== done) files = await write(await personalisation.factorsAt(kept), kept);
-    const course = earlyStopping ? stoppingNotes(done, kept, settings) : [];
+    const course = earlyStopping ? stoppingNotes(done, kept, settings) : [watch?.decline ?? []].flat();
     for (const message of course) onEvent?.({ kind: 'warning', message });
     const [before, after] = [await validation.read(0), await validation.read(kept)];
     const seconds = (performance.now() - started) / 1000;

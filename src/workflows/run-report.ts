@@ -134,11 +134,13 @@ async function thumbnailFor(image: ReferenceImage, alt: string): Promise<ReportI
   };
 }
 
-/** "DPG with the dino and jpeg-size rewards" */
-function methodName({ method, reward, rewardCombination }: PersonaliseSettings): string {
+/** "DPG with the dino and jpeg-size rewards, on photographs and roll-outs" */
+function methodName({ method, reward, rewardCombination, rolloutFraction }: PersonaliseSettings): string {
   if (method === 'dreambooth') return 'DreamBooth';
   const names = completeRewards(reward, rewardCombination).map((r) => r.name);
-  return `DPG with the ${names.join(', ').replace(/, ([^,]*)$/, ' and $1')} reward${names.length > 1 ? 's' : ''}`;
+  const states =
+    rolloutFraction === 0 ? '' : `, on ${rolloutFraction === 1 ? '' : 'photographs and '}roll-outs`;
+  return `DPG with the ${names.join(', ').replace(/, ([^,]*)$/, ' and $1')} reward${names.length > 1 ? 's' : ''}${states}`;
 }
 
 /** Settings as the page shows them. */
@@ -147,9 +149,14 @@ function shown(settings: PersonaliseSettings): [string, string][] {
     ({ name, kind, weight }) =>
       `${name}${name === kind ? '' : ` (${kind})`}${weight === 1 ? '' : ` x ${weight}`}`,
   );
-  return Object.entries({ ...settings, reward: rewards.join(', ') })
-    .filter(([, value]) => value !== undefined && !Array.isArray(value))
-    .map(([key, value]): [string, string] => [words(key), String(value)]);
+  // The prompts of samples stand beside their pictures.
+  const { validationPrompts: _, ...rest } = settings;
+  return Object.entries({ ...rest, reward: rewards.join(', ') })
+    .filter(([, value]) => value !== undefined && !(Array.isArray(value) && value.length === 0))
+    .map(([key, value]): [string, string] => [
+      words(key),
+      Array.isArray(value) ? value.join('; ') : String(value),
+    ]);
 }
 
 /** Writes the report of a finished run into its folder; gives its path. */

@@ -77,8 +77,7 @@ export interface WatchOptions {
 export class RunWatch {
   readonly #judges: RunJudges | undefined;
   readonly #measured: Set<number>;
-  /** When to stop, where that was asked for. */
-  readonly earlyStopping: EarlyStopping | undefined;
+  readonly #course: EarlyStopping;
 
   private constructor(
     private readonly run: RunFolder,
@@ -92,7 +91,19 @@ export class RunWatch {
     }));
     this.#judges = judges.length > 0 ? new RunJudges(judges, engine, texts, photographs) : undefined;
     this.#measured = new Set(records.filter((r) => SCORE in r || 'updateNorm' in r).map(({ step }) => step));
-    this.earlyStopping = patience === undefined ? undefined : new EarlyStopping(patience, records);
+    this.#course = new EarlyStopping(patience ?? Number.POSITIVE_INFINITY, records);
+  }
+
+  /** When to stop, where that was asked for. */
+  get earlyStopping(): EarlyStopping | undefined {
+    return this.options.patience === undefined ? undefined : this.#course;
+  }
+
+  /** What is to be said of the judges' verdict in the end: undefined where the last step was the best. */
+  get decline(): string | undefined {
+    const { best, last } = this.#course;
+    if (this.earlyStopping || !best || !last || best.step === last.step) return undefined;
+    return `The judges' score was best at step ${best.step} (${best.score.toPrecision(3)}) and is ${last.score.toPrecision(3)} at the end. Where it falls while the reward rises, the reward is being hacked; --early-stopping with --validation-steps keeps the best step.`;
   }
 
   static async open(run: RunFolder, options: WatchOptions): Promise<RunWatch> {
@@ -119,7 +130,7 @@ export class RunWatch {
     await this.run.tensorboard?.append({ step, ...scores }, 'validation');
     this.#measured.add(step);
     const score = scores[SCORE];
-    if (score !== undefined) this.earlyStopping?.add(step, score);
+    if (score !== undefined) this.#course.add(step, score);
     this.options.onEvent?.({ kind: 'validation', step, scores });
   }
 }

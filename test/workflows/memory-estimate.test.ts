@@ -48,6 +48,7 @@ test('what takes more memory is estimated to take more', () => {
   assert.ok(training(needsOf({ lora: { rank: 8, alpha: 8, textEncoder: true } })) > plain);
   assert.ok(training(needsOf({}, [256, 128, 512])) > plain, 'each shape has a step of its own');
   assert.equal(training(needsOf({}, [256, 256])), plain);
+  assert.ok(training(needsOf({ rollouts: true })) > plain, 'what draws roll-outs stands beside it');
   const drawn = (guided: boolean) => estimateMemory(model, { ...needsOf(), guided }).phases[0]!.total;
   assert.ok(drawn(false) < drawn(true));
 });
