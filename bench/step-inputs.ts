@@ -1,6 +1,7 @@
 import { Critic } from '../src/algorithms/critic.js';
 import { initialParameters } from '../src/nn/initialize.js';
-import type { LoraSettings, StableDiffusion } from '../src/pretrained/stable-diffusion.js';
+import type { StableDiffusion } from '../src/pretrained/stable-diffusion.js';
+import type { LoraSettings } from '../src/pretrained/trainable.js';
 import { Random } from '../src/tensor/random.js';
 import { full, int64, type Tensor } from '../src/tensor/tensor.js';
 
@@ -37,7 +38,7 @@ export function stepInputs(model: StableDiffusion, workload: Workload): StepInpu
   const timesteps = Array.from({ length: rows }, (_, i) =>
     Math.floor(((i + 0.5) * scheduler.schedule.steps) / rows),
   );
-  const specs = model.loraSpecs(workload.lora);
+  const specs = model.variables({ lora: workload.lora });
   const factors = initialParameters(specs, random.derive('lora'));
   // The second factors start at zero in a run; here they are small, so that every gradient is at work from the first step.
   for (const [name, t] of factors) {

@@ -34,7 +34,7 @@ const { micro } = buildStep(model, {
       ? { method: 'dpg look-forward', gamma: 0.9986, criticLearningRate: learningRates.critic }
       : { method: 'dreambooth' },
   priorLossWeight: 1,
-  lora: workload.lora,
+  trainable: { lora: workload.lora },
   instances: workload.instances,
   priors: workload.priors,
   resolution: workload.resolution,
@@ -57,7 +57,7 @@ const state = await engine.state(
     ...inputs.factors,
     ...(workload.method === 'dpg' ? inputs.critic : []),
     ...optimizer.init(parameters),
-    ...accumulatorState(inputs.factors, 1),
+    ...accumulatorState(parameters, 1),
   ]),
 );
 say({

@@ -31,7 +31,7 @@ export type { Estimate, PairedDifference } from './evaluation/bootstrap.js';
 export type { Comparison, MethodScores } from './evaluation/comparison.js';
 export type { Metric, Scores } from './evaluation/scores.js';
 export { type LocatedModel, type LocateOptions, locateModel } from './pretrained/model-reference.js';
-export { type LoraSettings, StableDiffusion } from './pretrained/stable-diffusion.js';
+export { StableDiffusion } from './pretrained/stable-diffusion.js';
 export {
   type DrawingRequest,
   type DrawnImage,
@@ -39,6 +39,7 @@ export {
   TextToImage,
   type TextToImageOptions,
 } from './pretrained/text-to-image.js';
+export type { LoraSettings, Trainable } from './pretrained/trainable.js';
 export type { ScoreFunction } from './rewards/function-reward.js';
 export type { Picture, ScoringContext } from './rewards/reward.js';
 export type {

@@ -1,7 +1,7 @@
 import { Option } from 'commander';
 import { devices } from '../engine/device.js';
 import type { MemoryEstimate } from '../workflows/memory-estimate.js';
-import { personaliseDefaults, presets } from '../workflows/personalisation-settings.js';
+import { learningRates, personaliseDefaults, presets } from '../workflows/personalisation-settings.js';
 import type { PersonaliseOptions } from '../workflows/personalise.js';
 import { type CommandFactory, createCommand, requireFlags } from './command.js';
 import { interruptible } from './interrupt.js';
@@ -33,6 +33,7 @@ const optionNames: Readonly<Record<string, keyof PersonaliseOptions>> = {
   validationPrompt: 'validationPrompts',
   rolloutPrompt: 'rolloutPrompts',
   judge: 'judges',
+  conceptsList: 'concepts',
 };
 
 const startPersonalise: Personalise = async (options) =>
@@ -55,6 +56,9 @@ export function createTrainCommand(
 ): ReturnType<CommandFactory> {
   const command = createCommand('train', terminal).usage('--images DIR --prompt TEXT --output DIR [FLAGS]');
   const d = personaliseDefaults;
+  const rates = Object.entries(learningRates)
+    .map(([what, rate]) => `${rate} for ${what}`)
+    .join(', ');
   const add = (group: string, options: Parameters<typeof command.addOption>[0][]) => {
     for (const option of options) command.addOption(option.helpGroup(group));
   };
@@ -65,6 +69,10 @@ export function createTrainCommand(
       'Names the subject by a rare word: "a photo of sks backpack"',
     ),
     textOption('--class-prompt <text>', 'The same without the rare word (default: found from --prompt)'),
+    textOption(
+      '--concepts-list <file>',
+      "Several subjects at once, in place of the above: a JSON list as diffusers' Custom Diffusion script takes it",
+    ),
     ...switchOptions(
       '--captions',
       `Captions beside the pictures (dog.txt, metadata.jsonl) go before --prompt (default: ${onOff(d.captions)})`,
@@ -187,11 +195,36 @@ export function createTrainCommand(
     }),
   ]);
   add('What learns:', [
+    choiceOption(
+      '--train <what>',
+      `lora, full (all weights), custom-diffusion (cross-attention keys and values and a new word) or textual-inversion (a new word) (default: ${d.train})`,
+      Object.keys(learningRates),
+    ),
+    repeatedOption(
+      '--modifier-token <word>',
+      'The new word of custom-diffusion, "<new1>"; once for each subject, or joined by +',
+    ),
+    textOption('--placeholder-token <word>', 'The new word of textual-inversion, "<toy>"'),
+    repeatedOption(
+      '--initializer-token <word>',
+      'The word that a new one starts as (default: ktn, pll, ucd for custom-diffusion; the class for textual-inversion)',
+    ),
+    wholeOption(
+      '--num-vectors <n>',
+      `Tokens of the new word of textual-inversion (default: ${d.numVectors})`,
+      {
+        atLeast: 1,
+      },
+    ),
+    ...switchOptions(
+      '--save-model',
+      `Write the whole model that full has made (default: ${onOff(d.saveModel)})`,
+    ),
     wholeOption('--rank <n>', `Rank of the LoRA (default: ${d.rank})`, { atLeast: 1 }),
     numberOption('--lora-alpha <x>', 'Scale of the LoRA, times 1 / rank (default: the rank)', { above: 0 }),
     ...switchOptions(
       '--train-text-encoder',
-      `A LoRA on the text encoder too (default: ${onOff(d.trainTextEncoder)})`,
+      `The text encoder too, with lora and full (default: ${onOff(d.trainTextEncoder)})`,
     ),
     ...switchOptions(
       '--use-ema',
@@ -204,7 +237,7 @@ export function createTrainCommand(
   ]);
   add('Training:', [
     wholeOption('--steps, --max-train-steps <n>', `Training steps (default: ${d.steps})`, { atLeast: 1 }),
-    numberOption('--learning-rate <x>', `Of AdamW, at its highest (default: ${d.learningRate})`, {
+    numberOption('--learning-rate <x>', `Of AdamW, at its highest (default: ${rates})`, {
       above: 0,
     }),
     choiceOption('--lr-scheduler <name>', `constant, linear or cosine (default: ${d.lrScheduler})`, [
@@ -308,7 +341,12 @@ export function createTrainCommand(
   ]);
   command.addHelpText('after', `\nFor example:\n  ${EXAMPLE}`);
   return command.action(async () => {
-    requireFlags(command, ['instanceDataDir', 'instancePrompt', 'outputDir'], EXAMPLE);
+    const several = command.opts().conceptsList !== undefined;
+    requireFlags(
+      command,
+      several ? ['outputDir'] : ['instanceDataDir', 'instancePrompt', 'outputDir'],
+      EXAMPLE,
+    );
     const { dryRun, ...flags } = command.opts();
     const listener = progressListener(terminal.err);
     if (dryRun) {
@@ -345,6 +383,12 @@ function personaliseOptions(flags: Readonly<Record<string, unknown>>): Personali
   const named = Object.entries(flags).map(([flag, value]) => [optionNames[flag] ?? flag, value] as const);
   const options: Partial<Record<keyof PersonaliseOptions, unknown>> = Object.fromEntries(named);
   // A single path may be a folder; several are files.
-  const images = options.images as readonly string[];
-  return { ...options, images: images.length === 1 ? images[0] : images } as PersonaliseOptions;
+  const images = options.images as readonly string[] | undefined;
+  const list = (words: unknown): string[] => (words as readonly string[]).flatMap((word) => word.split('+'));
+  return {
+    ...options,
+    ...(images ? { images: images.length === 1 ? images[0] : images } : {}),
+    ...(options.modifierToken ? { modifierToken: list(options.modifierToken) } : {}),
+    ...(options.initializerToken ? { initializerToken: list(options.initializerToken) } : {}),
+  } as PersonaliseOptions;
 }

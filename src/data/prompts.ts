@@ -87,6 +87,17 @@ function classNoun(classPrompt: string): string {
   return noun;
 }
 
+/** What a subject is called by in prompts: the parts of a `SubjectPrompt` that say it. */
+export type NamedSubject = Pick<SubjectPrompt, 'token' | 'className'> &
+  Partial<Pick<SubjectPrompt, 'instancePrompt'>>;
+
+/** How prompts speak of the subject: "sks backpack"; or by the token alone, "<toy>", where the instance prompt does too, as textual inversion has it. */
+export function subjectName({ token, className, instancePrompt }: NamedSubject, noun = className): string {
+  const said = instancePrompt === undefined ? undefined : new Set(words(instancePrompt).map(bare));
+  const alone = said !== undefined && !words(className).some((word) => said.has(word));
+  return alone ? token : `${token} ${noun}`;
+}
+
 /** Whether a prompt speaks of the trained subject: whether every word of the rare token is in it. */
 export function mentionsSubject(prompt: string, subject: Pick<SubjectPrompt, 'token'>): boolean {
   const said = new Set(words(prompt).map(bare));
@@ -125,6 +136,11 @@ export function shownBy(prompt: string, subject: SubjectPrompt): string {
   return prompt === subject.instancePrompt ? subject.classPrompt : withoutToken(prompt, subject);
 }
 
+/** The same where several subjects are taught: without the rare words of any of them. */
+export function shownByAny(prompt: string, subjects: readonly SubjectPrompt[]): string {
+  return subjects.reduce((text, subject) => shownBy(text, subject), prompt);
+}
+
 /** What to say of prompts that do not speak of the trained subject. */
 export function unnamedSubjectWarnings(
   prompts: readonly string[],
@@ -148,12 +164,13 @@ const SUBJECT = '{}';
  */
 export function captionPrompt(
   caption: { readonly text: string; readonly origin: string },
-  subject: Pick<SubjectPrompt, 'token' | 'className'>,
+  subject: NamedSubject,
 ): string {
-  const prompt = caption.text.replaceAll(SUBJECT, `${subject.token} ${subject.className}`);
+  const named = subjectName(subject);
+  const prompt = caption.text.replaceAll(SUBJECT, named);
   if (mentionsSubject(prompt, subject)) return prompt;
   throw new InputError(
-    `${caption.origin}: the caption "${caption.text}" does not hold the rare word "${subject.token}", so the picture would teach the model nothing about it. Write "${subject.token} ${subject.className}" or {} where the subject is named, or leave all captions out with --no-captions.`,
+    `${caption.origin}: the caption "${caption.text}" does not hold the rare word "${subject.token}", so the picture would teach the model nothing about it. Write "${named}" or {} where the subject is named, or leave all captions out with --no-captions.`,
   );
 }
 
@@ -169,10 +186,10 @@ export const defaultScenes: readonly string[] = [
 
 /** One prompt a scene: "a sks backpack in the snow". With `withToken: false`, as text metrics want it: "a backpack in the snow". */
 export function scenePrompts(
-  subject: Pick<SubjectPrompt, 'token' | 'className'>,
+  subject: NamedSubject,
   scenes: readonly string[] = defaultScenes,
   { withToken = true }: { readonly withToken?: boolean } = {},
 ): string[] {
-  const named = withToken ? `${subject.token} ${subject.className}` : subject.className;
+  const named = withToken ? subjectName(subject) : subject.className;
   return scenes.map((scene) => `a ${named} ${scene}`);
 }

@@ -152,13 +152,19 @@ export function encodeSafetensors(
   }
   const pieces: Uint8Array<ArrayBuffer>[] = [];
   let position = 0;
-  for (const [name, { dtype, shape, data }] of sorted) {
+  for (const [name, tensor] of sorted) {
+    const { dtype, shape, data } = tensor;
     const end = position + data.byteLength;
     header.set(name, { dtype: nameOfDtype.get(dtype)!, shape, data_offsets: [position, end] });
-    pieces.push(new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength));
+    pieces.push(tensorBytes(tensor));
     position = end;
   }
   return [encodeHeader(header), ...pieces];
+}
+
+/** A tensor's elements as a file has them. */
+export function tensorBytes({ data }: Tensor): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
 }
 
 /** A tensor whose bytes are made or read when their turn in a file comes. */
@@ -168,6 +174,22 @@ export interface TensorStream {
   readonly shape: Shape;
   /** All of its bytes, in pieces of any size. */
   bytes(): AsyncIterable<Uint8Array>;
+}
+
+/** A tensor that is made as a whole when its turn comes, of the type and shape that are promised. */
+export function tensorStream(
+  name: string,
+  { dtype, shape }: Pick<TensorStream, 'dtype' | 'shape'>,
+  read: () => Promise<Tensor>,
+): TensorStream {
+  return {
+    name,
+    dtype,
+    shape,
+    async *bytes() {
+      yield tensorBytes(await read());
+    },
+  };
 }
 
 /**

@@ -137,6 +137,7 @@ function withOrWithoutPrefix(scope: Scope): Scope {
     {
       parameter: (name, shape, init) => source.parameter(stored(name), shape, init),
       lora: (name, weight) => source.lora?.(name, weight),
+      addedRows: (name, table) => source.addedRows?.(name, table),
     },
     prefixed.path,
     computeType,

@@ -33,6 +33,8 @@ export interface ParameterSource {
   has?(path: string): boolean;
   /** The low-rank update of the layer at `path`, whose weight has this shape, when there is one. */
   lora?(path: string, weight: Shape): LoraFactors | undefined;
+  /** Rows [N, dim] that come after those of the table [count, dim] at `path`, when there are any. */
+  addedRows?(path: string, table: Shape): Value | undefined;
 }
 
 /** A place in a model's tree of parameters, for example `down_blocks.0.resnets.1`. */
@@ -70,6 +72,10 @@ export class Scope {
 
   lora(weight: Shape): LoraFactors | undefined {
     return this.source.lora?.(this.path, weight);
+  }
+
+  addedRows(name: string, table: Shape): Value | undefined {
+    return this.source.addedRows?.(this.#join([name]), table);
   }
 
   #join(segments: readonly (string | number)[]): string {

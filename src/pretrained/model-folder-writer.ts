@@ -2,16 +2,23 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
+import type { TensorStream } from '../formats/safetensors.js';
 import { writeTensorStreams } from '../formats/safetensors-file.js';
 import { type SingleFile, shippedTokenizerPath } from './single-file.js';
-import { weightStream } from './weight.js';
+import { type Weight, weightStream } from './weight.js';
 
 const vocabularyFiles = ['vocab.json', 'merges.txt'] as const;
 
-/** Writes a single-file checkpoint as a diffusers folder, into a folder that exists: configurations, tokenizers, and each component's weights in the types they have. */
+/**
+ * Writes a single-file checkpoint as a diffusers folder, into a folder that exists: configurations, tokenizers, and each component's weights in the types they have.
+ *
+ * @param streamOf what is written for a weight; the weight itself by default.
+ */
 export async function writeModelFolder(
   folder: string,
   { configurations, weights }: SingleFile,
+  streamOf: (component: string, path: string, weight: Weight) => TensorStream = (_, path, weight) =>
+    weightStream(path, weight),
 ): Promise<void> {
   const { model_index: index, ...parts } = configurations;
   await writeJson(join(folder, 'model_index.json'), index);
@@ -30,7 +37,7 @@ export async function writeModelFolder(
     const file = name.startsWith('text_encoder') ? 'model' : 'diffusion_pytorch_model';
     await writeTensorStreams(
       join(folder, name, `${file}.safetensors`),
-      [...tensors].sort(([a], [b]) => (a < b ? -1 : 1)).map(([path, weight]) => weightStream(path, weight)),
+      [...tensors].sort(([a], [b]) => (a < b ? -1 : 1)).map(([path, weight]) => streamOf(name, path, weight)),
       new Map([['format', 'pt']]),
     );
   }

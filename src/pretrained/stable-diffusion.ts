@@ -16,17 +16,19 @@ import {
   type UNet2DConditionConfig,
   unet2DCondition,
 } from '../models/unet-2d-condition.js';
-import { FixedLora, type LoraOptions, LoraParameters } from '../nn/lora.js';
-import { type ComputeType, type ParameterSource, type ParameterSpec, Scope } from '../nn/parameters.js';
+import { FixedLora, LoraParameters } from '../nn/lora.js';
+import { type ComputeType, InputParameters, type ParameterSource, Scope } from '../nn/parameters.js';
+import { AddedRows, VariableWeights } from '../nn/variables.js';
 import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { Graph as NewGraph } from '../onnx/graph.js';
 import { concat } from '../onnx/movement.js';
-import { int64, type Shape, type Tensor, toFloat32 } from '../tensor/tensor.js';
+import { float32, int64, type Shape, type Tensor, toFloat32 } from '../tensor/tensor.js';
 import type { ModelFamily, PredictionType } from './architectures.js';
-import { type AppliedLora, fittedLora, type Lora } from './lora.js';
+import { fittedLora, type Lora, loraFromFactors } from './lora.js';
 import { modelFamily } from './model-family.js';
 import type { ModelFolder } from './model-folder.js';
+import { encodeNewWords, type NewWord } from './new-words.js';
 import { openModel } from './open-model.js';
 import {
   pipelineKinds,
@@ -36,25 +38,19 @@ import {
 } from './pipeline-kind.js';
 import { scalingFactorWarning } from './scaling-factor.js';
 import { type ClipTokenizer, openTokenizer } from './tokenizer.js';
+import type { Adaptation, Trainable, TrainedWeights, Variable } from './trainable.js';
 import { squaredUpdate } from './update-norm.js';
-import { readWeightTensor, weightShape } from './weight.js';
+import { readWeightTensor, type Weight, weightShape } from './weight.js';
 import {
   assertFiniteWeights,
   layerWeight,
   openWeights,
+  readWeight,
   type Variant,
   type WeightSet,
   weightSource,
 } from './weights.js';
 import { digestWeights } from './weights-digest.js';
-
-/** The layers that get a low-rank update: the attention projections of the denoiser and, if asked for, of the text encoders. */
-export interface LoraSettings {
-  readonly rank: number;
-  /** The update is scaled by alpha / rank. */
-  readonly alpha: number;
-  readonly textEncoder: boolean;
-}
 
 export interface ModelOptions {
   /** The weights to take where a folder has both. */
@@ -69,14 +65,16 @@ export interface ModelOptions {
 }
 
 const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
+/** The text encoders' table of tokens. */
+const tokenTable = /(^|\.)token_embedding\.weight$/;
 const textTargets = /\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$/;
 
-/** What a graph builder of a model yields besides its value: the low-rank factors that became inputs of the graph. */
+/** What a graph builder of a model yields besides its value: the variables that became inputs of the graph. */
 export interface Adapted<T> {
   readonly result: T;
-  /** The factors' inputs by state name, `unet.….lora_A.weight`; empty without a LoRA. */
-  readonly factors: ReadonlyMap<string, Value>;
-  readonly specs: readonly ParameterSpec[];
+  /** By state name, the component's name and the path of a weight or of a low-rank factor: `unet.….lora_A.weight`. */
+  readonly inputs: ReadonlyMap<string, Value>;
+  readonly variables: readonly Variable[];
 }
 
 export interface DenoiserInputs {
@@ -100,13 +98,15 @@ interface TextEncoder extends TextNetwork {
   readonly role: TextEncoderRole;
   readonly tokenizer: ClipTokenizer;
   readonly weights: WeightSet;
+  /** For each row that new words add to its table of tokens, the row that it starts as. */
+  readonly addedRows: readonly number[];
 }
 
 export interface DenoiserOptions {
-  readonly lora?: LoraSettings | AppliedLora | undefined;
+  readonly adaptation?: Adaptation | undefined;
   readonly gradientCheckpointing?: boolean;
-  /** The low-rank factors of a denoiser that is in the graph already, to be shared with it. */
-  readonly factors?: ReadonlyMap<string, Value>;
+  /** The variables of a denoiser that is in the graph already, to be shared with it. */
+  readonly inputs?: ReadonlyMap<string, Value>;
 }
 
 /**
@@ -127,6 +127,8 @@ export class StableDiffusion {
     private readonly weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
     /** What the denoiser and the text encoders compute in. */
     readonly computeType: ComputeType,
+    /** Words that it has beside those of its vocabulary. */
+    readonly words: readonly NewWord[] = [],
   ) {}
 
   /**
@@ -171,11 +173,15 @@ export class StableDiffusion {
     return model;
   }
 
+  /** The weights of each component with weights. */
+  get weightSets(): readonly WeightSet[] {
+    return [this.weights.unet, this.weights.vae, ...this.textEncoders.map((e) => e.weights)];
+  }
+
   /** Tells the weights of each component from those of another model, wherever they lie. */
   async digests(): Promise<Readonly<Record<string, string>>> {
-    const sets = [this.weights.unet, this.weights.vae, ...this.textEncoders.map((e) => e.weights)];
     const digests = new Map<string, string>();
-    for (const set of sets) digests.set(set.component, await digestWeights(set));
+    for (const set of this.weightSets) digests.set(set.component, await digestWeights(set));
     return Object.fromEntries(digests);
   }
 
@@ -220,9 +226,9 @@ export class StableDiffusion {
   /** Token ids of a prompt. @throws InputError when the prompt holds what a vocabulary cannot. */
   tokenize(prompt: string): TokenizedPrompt {
     const encoded = this.textEncoders.map((e) => e.tokenizer.encode(prompt));
-    const tokens = this.textEncoders.map(({ role, config }, i) => {
+    const tokens = this.textEncoders.map(({ role, config, addedRows }, i) => {
       const { ids } = encoded[i]!;
-      if (ids.some((id) => id >= config.vocabSize)) {
+      if (ids.some((id) => id >= config.vocabSize + addedRows.length)) {
         throw new InputError(
           `The prompt ${JSON.stringify(prompt)} has tokens that the text encoder has no embedding for.`,
         );
@@ -233,12 +239,64 @@ export class StableDiffusion {
     return { tokens: Object.fromEntries(tokens), ...(cut === undefined ? {} : { truncatedText: cut }) };
   }
 
+  /**
+   * The same model with words that it has to learn: more rows after those of its tables of tokens, variables of every graph of the text encoders.
+   *
+   * @throws InputError for words that it cannot be given; see `encodeNewWords`.
+   */
+  withWords(words: readonly NewWord[]): StableDiffusion {
+    if (words.length === 0) return this;
+    const textEncoders = this.textEncoders.map((encoder) => {
+      const { tokenizer, startRows } = encodeNewWords(encoder.tokenizer, words, encoder.config.vocabSize);
+      return { ...encoder, tokenizer, addedRows: startRows };
+    });
+    return this.#with(textEncoders, this.weights, words);
+  }
+
+  /** The same model with some of its weights from elsewhere, by component and checkpoint name: `unet.conv_in.weight`. */
+  withWeights(others: ReadonlyMap<string, Weight>): StableDiffusion {
+    if (others.size === 0) return this;
+    const replaced = (set: WeightSet): WeightSet => ({
+      ...set,
+      weights: new Map(
+        [...set.weights].map(([name, w]) => [name, others.get(`${set.component}.${name}`) ?? w]),
+      ),
+    });
+    const { unet, vae } = this.weights;
+    return this.#with(
+      this.textEncoders.map((encoder) => ({ ...encoder, weights: replaced(encoder.weights) })),
+      { unet: replaced(unet), vae },
+      this.words,
+    );
+  }
+
+  #with(
+    textEncoders: readonly TextEncoder[],
+    weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
+    words: readonly NewWord[],
+  ): StableDiffusion {
+    const { folder, unetConfig, vaeConfig, scheduler, zerosForEmptyPrompt, warnings, computeType } = this;
+    return new StableDiffusion(
+      folder,
+      unetConfig,
+      vaeConfig,
+      scheduler,
+      zerosForEmptyPrompt,
+      warnings,
+      textEncoders,
+      weights,
+      computeType,
+      words,
+    );
+  }
+
   /** Adds inputs for the tokens of B prompts, named as `tokenize` names them, and gives the embedding of those prompts. */
-  textEncoder(graph: Graph, batch: number, lora?: LoraSettings | AppliedLora): Adapted<TextEmbedding<Value>> {
-    const adapted = lora && ('modules' in lora || lora.textEncoder) ? lora : undefined;
-    const parts = this.textEncoders.map(({ role, weights, embed }) => {
+  textEncoder(graph: Graph, batch: number, adaptation: Adaptation = {}): Adapted<TextEmbedding<Value>> {
+    const adapted = 'modules' in adaptation ? adaptation : textPart(adaptation);
+    const parts = this.textEncoders.map(({ role, weights, embed, addedRows }) => {
       const tokens = graph.input(role.tokens, 'int64', [batch, this.promptLength]);
-      return this.#adapt(graph, weights, textTargets, adapted, (scope) => embed(scope, tokens));
+      const build = (scope: Scope) => embed(scope, tokens);
+      return this.#adapt(graph, weights, textTargets, adapted, build, { addedRows });
     });
     const pooled = parts.find(({ result }) => result.pooled !== undefined)?.result.pooled;
     return {
@@ -252,8 +310,8 @@ export class StableDiffusion {
         ),
         ...(pooled === undefined ? {} : { pooled: cast(pooled, 'float32') }),
       },
-      factors: new Map(parts.flatMap(({ factors }) => [...factors])),
-      specs: parts.flatMap(({ specs }) => specs),
+      inputs: new Map(parts.flatMap(({ inputs }) => [...inputs])),
+      variables: parts.flatMap(({ variables }) => variables),
     };
   }
 
@@ -279,12 +337,12 @@ export class StableDiffusion {
     { sample, timestep, condition }: DenoiserInputs,
     options: DenoiserOptions = {},
   ): Adapted<Value> {
-    const { lora, gradientCheckpointing = false, factors } = options;
+    const { adaptation = {}, gradientCheckpointing = false, inputs } = options;
     return this.#adapt(
       graph,
       this.weights.unet,
       denoiserTargets,
-      lora,
+      adaptation,
       (scope) =>
         cast(
           unet2DCondition(
@@ -295,7 +353,7 @@ export class StableDiffusion {
           ),
           'float32',
         ),
-      factors,
+      inputs ? { inputs } : {},
     );
   }
 
@@ -319,33 +377,50 @@ export class StableDiffusion {
     return fittedLora(lora, (module) => this.#weightShape(module), this.family, file);
   }
 
-  /** How much a LoRA changes the layers that it is on: the Frobenius norm of all its updates over that of these layers' weights. */
-  async relativeUpdate(lora: Lora): Promise<number> {
-    let whole = 0;
-    const sets = [this.weights.unet, ...this.textEncoders.map((e) => e.weights)];
-    for (const module of lora.keys()) {
-      const weight = layerWeight(sets, module);
-      if (weight === undefined) throw new Error(`internal: no weight of ${module}`);
-      for (const v of toFloat32(await readWeightTensor(weight)).data) whole += v * v;
+  /** How much what was learnt changes the weights that it is about: the Frobenius norm of all updates over that of these weights. */
+  async relativeUpdate(trainable: Trainable, { names, read }: TrainedWeights): Promise<number> {
+    let [changed, whole] = [0, 0];
+    if (trainable.lora) {
+      const factors = new Map<string, Tensor>();
+      for (const name of names) if (/\.lora_[AB]\.weight$/.test(name)) factors.set(name, await read(name));
+      const lora = loraFromFactors(factors, trainable.lora.alpha);
+      changed += squaredUpdate(lora);
+      for (const module of lora.keys()) {
+        const weight = layerWeight(this.weightSets, module);
+        if (weight === undefined) throw new Error(`internal: no weight of ${module}`);
+        for (const v of toFloat32(await readWeightTensor(weight)).data) whole += v * v;
+      }
     }
-    return Math.sqrt(squaredUpdate(lora) / whole);
+    for (const { input, stored } of this.variables(trainable)) {
+      if (!stored) continue;
+      const now = (await read(input)).data as Float32Array;
+      (await stored()).data.forEach((v, i) => {
+        changed += (now[i]! - v) ** 2;
+        whole += v * v;
+      });
+    }
+    return Math.sqrt(changed / whole);
   }
 
-  /** The low-rank factors that these settings give this model, without building more than shapes. */
-  loraSpecs(settings: LoraSettings): ParameterSpec[] {
+  /** Whether the text encoders have variables, so that what they say of a prompt changes with training. */
+  trainsText(trainable: Trainable): boolean {
+    return this.textEncoder(new NewGraph('shapes'), 1, trainable).variables.length > 0;
+  }
+
+  /** All that is variable in this model, without building more than shapes: the denoiser's, then the text encoders'. */
+  variables(trainable: Trainable): Variable[] {
     const graph = new NewGraph('shapes');
     const [c, h, w] = this.latentShape(this.downscale * 2 ** this.unetConfig.blockOutChannels.length);
-    const { specs: unet } = this.denoiser(
+    const unet = this.denoiser(
       graph,
       {
         sample: graph.input('sample', 'float32', [1, c, h, w]),
         timestep: graph.input('timestep', 'int64', [1]),
         condition: this.condition(graph, 1),
       },
-      { lora: settings },
+      { adaptation: trainable },
     );
-    const { specs: text } = this.textEncoder(graph, 1, settings);
-    return [...unet, ...text];
+    return [...unet.variables, ...this.textEncoder(graph, 1, trainable).variables];
   }
 
   #weightShape(module: string): Shape | undefined {
@@ -363,40 +438,49 @@ export class StableDiffusion {
 
   #adapt<T>(
     graph: Graph,
-    weights: WeightSet,
+    set: WeightSet,
     targets: RegExp,
-    lora: LoraSettings | AppliedLora | undefined,
+    adaptation: Adaptation,
     build: (scope: Scope) => T,
-    factors?: ReadonlyMap<string, Value>,
+    {
+      addedRows = [],
+      inputs,
+    }: { readonly addedRows?: readonly number[]; readonly inputs?: ReadonlyMap<string, Value> },
   ): Adapted<T> {
-    const base: ParameterSource = weightSource(graph, weights);
-    const frozen = (source: ParameterSource): Adapted<T> => ({
-      result: build(new Scope(source, '', this.computeType)),
-      factors: new Map(),
-      specs: [],
-    });
-    if (!lora) return frozen(base);
-    if ('modules' in lora) return frozen(new FixedLora(base, graph, lora.modules, weights.component));
-    const options: LoraOptions = {
-      rank: lora.rank,
-      alpha: lora.alpha,
-      targets: (path) => targets.test(path),
-      prefix: `${weights.component}.`,
-      ...(factors ? { factors } : {}),
-    };
-    const adapted = new LoraParameters(base, graph, options);
-    const result = build(new Scope(adapted, '', this.computeType));
+    const prefix = `${set.component}.`;
+    const variables = (): InputParameters => new InputParameters(graph, prefix, inputs);
+    const [factors, weights, rows] = [variables(), variables(), variables()];
+    let source: ParameterSource = weightSource(graph, set);
+    if (addedRows.length > 0) {
+      source = new AddedRows(source, rows, (path) => tokenTable.test(path), addedRows.length);
+    }
+    if ('modules' in adaptation) source = new FixedLora(source, graph, adaptation.modules, set.component);
+    else {
+      const { lora, weights: all = {} } = adaptation;
+      const chosen = all[set.component as keyof typeof all];
+      if (chosen) source = new VariableWeights(source, weights, (path) => chosen.test(path));
+      if (lora) {
+        const { rank, alpha } = lora;
+        source = new LoraParameters(source, factors, { rank, alpha, targets: (path) => targets.test(path) });
+      }
+    }
+    const result = build(new Scope(source, '', this.computeType));
+    const all = [factors, weights, rows].flatMap((kind) => [...kind.values.values()]);
     return {
       result,
-      factors: new Map([...adapted.values.values()].map((value) => [value.name, value])),
-      specs: adapted.specs,
+      inputs: new Map(all.map((value) => [value.name, value])),
+      variables: [
+        ...factors.specs,
+        ...weights.specs.map((spec) => ({ ...spec, stored: () => readFloat32(set, spec.path) })),
+        ...rows.specs.map((spec) => ({ ...spec, stored: () => readRows(set, addedRows) })),
+      ],
     };
   }
 
   /** Builds every network once, so that a tensor that is missing or of another shape is found before any work is done. */
   #checkWeights(): void {
     this.#checkText();
-    this.loraSpecs({ rank: 1, alpha: 1, textEncoder: false });
+    this.variables({});
     const graph = new NewGraph('check');
     const side = this.downscale * 2 ** this.unetConfig.blockOutChannels.length;
     const [c, h, w] = this.latentShape(side);
@@ -456,5 +540,27 @@ async function openTextEncoder(
     ...network,
     tokenizer: await openTokenizer(tokenizer, network.config.maxPositions),
     weights: await openWeights(component, variant),
+    addedRows: [],
   };
+}
+
+/** What of a training set concerns the text encoders. */
+function textPart({ lora, weights }: Trainable): Trainable {
+  return { ...(lora?.textEncoder ? { lora } : {}), ...(weights ? { weights } : {}) };
+}
+
+async function readFloat32(set: WeightSet, name: string): Promise<Tensor<'float32'>> {
+  return toFloat32(await readWeight(set, name));
+}
+
+/** Copies of rows of the table of tokens. */
+async function readRows(set: WeightSet, rows: readonly number[]): Promise<Tensor<'float32'>> {
+  const name = [...set.weights.keys()].find((path) => tokenTable.test(path))!;
+  const { shape, data } = await readFloat32(set, name);
+  const dim = shape[1]!;
+  const copy = new Float32Array(rows.length * dim);
+  rows.forEach((row, i) => {
+    copy.set(data.subarray(row * dim, (row + 1) * dim), i * dim);
+  });
+  return float32([rows.length, dim], copy);
 }

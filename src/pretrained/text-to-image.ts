@@ -9,18 +9,18 @@ import { Graph } from '../onnx/graph.js';
 import { batchRows, concatRows } from '../tensor/rows.js';
 import { elementCount, float32, full, type Tensor, zeros } from '../tensor/tensor.js';
 import { TorchRandom } from '../tensor/torch-random.js';
-import type { AppliedLora } from './lora.js';
 import { pictureBytes } from './picture-bytes.js';
 import type { TextEmbedding } from './pipeline-kind.js';
-import type { LoraSettings, StableDiffusion } from './stable-diffusion.js';
+import type { StableDiffusion } from './stable-diffusion.js';
+import type { Adaptation } from './trainable.js';
 
 export interface TextToImageOptions {
   /** Side of the pictures in pixels; the model's own by default. */
   readonly resolution?: number;
   /** Pictures drawn at once. Default: `drawnAtOnce`. */
   readonly batchSize?: number;
-  /** Read low-rank factors of this shape, or those of a finished LoRA, from the state given to `draw`. */
-  readonly lora?: LoraSettings | AppliedLora;
+  /** What is read from the state given to `draw`. */
+  readonly adaptation?: Adaptation;
 }
 
 export interface DrawingRequest {
@@ -40,7 +40,7 @@ export interface DrawOptions extends SamplerChoice {
   readonly guidanceScale?: number;
   /** What guidance leads away from. Default: the empty prompt, or zeros in its place where the model was trained so. */
   readonly negativePrompt?: string;
-  /** Holds the low-rank factors, when the drawer was made with a LoRA. */
+  /** Holds what the drawer's adaptation and the model's new words take from it. */
   readonly state?: State;
   /** Called as work is done, with sampler steps done and in all. */
   readonly onProgress?: (done: number, total: number) => void;
@@ -76,11 +76,11 @@ export interface DrawingGraphs {
 }
 
 export function drawingGraphs(model: StableDiffusion, options: TextToImageOptions = {}): DrawingGraphs {
-  const { resolution = model.resolution, batchSize = drawnAtOnce(resolution), lora } = options;
+  const { resolution = model.resolution, batchSize = drawnAtOnce(resolution), adaptation = {} } = options;
   const shape = model.latentShape(resolution);
 
   const text = new Graph('text_encoder');
-  const { result: embedding } = model.textEncoder(text, 1, lora);
+  const { result: embedding } = model.textEncoder(text, 1, adaptation);
   for (const [name, value] of Object.entries(embedding)) text.output(name, value);
 
   const denoiser = (rows: number): Graph => {
@@ -90,7 +90,7 @@ export function drawingGraphs(model: StableDiffusion, options: TextToImageOption
       timestep: denoise.input('timestep', 'float32', [rows]), // some samplers stop between timesteps
       condition: model.condition(denoise, rows),
     };
-    denoise.output('prediction', model.denoiser(denoise, inputs, { lora }).result);
+    denoise.output('prediction', model.denoiser(denoise, inputs, { adaptation }).result);
     return denoise;
   };
 
@@ -124,7 +124,7 @@ export class TextToImage {
     private readonly decoders: LazyPrograms<number>,
   ) {}
 
-  /** Compiles the programs for one resolution and batch. With `lora`, every `draw` needs a `state` that holds the factors. */
+  /** Compiles the programs for one resolution and batch. With variables, every `draw` needs a `state` that holds them. */
   static async create(
     model: StableDiffusion,
     engine: Engine,

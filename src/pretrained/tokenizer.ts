@@ -25,6 +25,14 @@ export interface ClipTokenizer {
   readonly endId: number;
   readonly padId: number;
   encode(prompt: string): EncodedPrompt;
+  /** The same with more tokens, found in a prompt as they stand, in any letter case; each may stand for several ids, which come after its own vocabulary's. */
+  withTokens(tokens: readonly LongToken[]): ClipTokenizer;
+}
+
+/** A text that stands for several ids. */
+export interface LongToken {
+  readonly content: string;
+  readonly ids: readonly number[];
 }
 
 /** The files of a tokenizer, parsed. */
@@ -93,7 +101,7 @@ export async function openTokenizer(component: Component, positions = 77): Promi
   return clipTokenizer({ file, vocabulary, merges, added, roles, maxLength: Math.min(declared, positions) });
 }
 
-function clipTokenizer(data: TokenizerData): ClipTokenizer {
+function clipTokenizer(data: TokenizerData, long: readonly LongToken[] = []): ClipTokenizer {
   const { maxLength, roles, vocabulary, added } = data;
   if (!Number.isSafeInteger(maxLength) || maxLength < 3) {
     throw new ModelError(
@@ -106,7 +114,11 @@ function clipTokenizer(data: TokenizerData): ClipTokenizer {
   const endId = idOf.get(roles.eos_token)!;
   const padId = idOf.get(roles.pad_token)!;
   let vocabularySize = 0;
-  for (const id of idOf.values()) vocabularySize = Math.max(vocabularySize, id + 1);
+  for (const id of [...idOf.values(), ...long.flatMap(({ ids }) => ids)]) {
+    vocabularySize = Math.max(vocabularySize, id + 1);
+  }
+  const idsOf = new Map(long.map(({ ids }) => [ids[0]!, ids]));
+  const rest = new Set(long.flatMap(({ ids }) => ids.slice(1)));
   return {
     maxLength,
     vocabularySize,
@@ -114,12 +126,24 @@ function clipTokenizer(data: TokenizerData): ClipTokenizer {
     endId,
     padId,
     encode(prompt) {
-      const tokens = library.encode(asReferenceReads(prompt), { add_special_tokens: false }).ids;
+      const found: number[] = library.encode(asReferenceReads(prompt), { add_special_tokens: false }).ids;
+      const tokens = found.flatMap((id) => [...(idsOf.get(id) ?? [id])]);
       const kept = tokens.slice(0, maxLength - 2);
-      const cut = tokens.slice(kept.length);
+      const cut = tokens.slice(kept.length).filter((id) => !rest.has(id));
       const length = kept.length + 2;
       const ids = [startId, ...kept, endId, ...Array<number>(maxLength - length).fill(padId)];
       return cut.length === 0 ? { ids, length } : { ids, length, truncatedText: library.decode(cut).trim() };
+    },
+    withTokens(tokens) {
+      const more = tokens.map(({ content, ids }) => ({
+        content,
+        id: ids[0]!,
+        normalized: true,
+        lstrip: false,
+        rstrip: false,
+        special: false,
+      }));
+      return clipTokenizer({ ...data, added: [...added, ...more] }, [...long, ...tokens]);
     },
   };
 }

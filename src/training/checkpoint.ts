@@ -3,18 +3,24 @@ import { basename, join } from 'node:path';
 import { OutputError, RunError } from '../errors.js';
 import { flushFolder, outputError, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
-import { readSafetensorsFile, writeSafetensorsFile } from '../formats/safetensors-file.js';
-import type { Tensor } from '../tensor/tensor.js';
+import type { TensorStream } from '../formats/safetensors.js';
+import { openSafetensors, type SafetensorsFile, writeTensorStreams } from '../formats/safetensors-file.js';
 
 /** Everything that training carries from one step to the next, apart from the run's configuration. */
 export interface Checkpoint {
   /** Steps done when it was taken. */
   readonly step: number;
   readonly path: string;
-  /** Weights, optimiser moments, critic, moving averages, caches: by name. */
-  readonly tensors: ReadonlyMap<string, Tensor>;
+  /** Weights, optimiser moments, critic, moving averages, caches: by name, in their file. */
+  readonly tensors: SafetensorsFile;
   /** What is not a tensor: counters, running means, the position in the data order. */
   readonly progress: { readonly [name: string]: Json };
+}
+
+/** What a checkpoint is made of. */
+export interface CheckpointContents extends Pick<Checkpoint, 'step' | 'progress'> {
+  /** Read when their turn comes, so that no more than one of them has to be in memory. */
+  readonly tensors: readonly TensorStream[];
 }
 
 /** A checkpoint's place, as listed without reading it. */
@@ -51,17 +57,14 @@ export async function listCheckpoints(folder: string): Promise<CheckpointEntry[]
  *
  * @throws OutputError when the disk is full or cannot be written; earlier checkpoints stay.
  */
-export async function writeCheckpoint(
-  folder: string,
-  state: Omit<Checkpoint, 'path'>,
-): Promise<CheckpointEntry> {
+export async function writeCheckpoint(folder: string, state: CheckpointContents): Promise<CheckpointEntry> {
   const entry = { step: state.step, path: join(folder, folderName(state.step)) };
   if ((await listCheckpoints(folder)).some(({ step }) => step === state.step)) return entry;
   const partial = join(folder, `.${folderName(state.step)}.partial`);
   try {
     await rm(partial, { recursive: true, force: true });
     await mkdir(partial, { recursive: true });
-    await writeSafetensorsFile(join(partial, TENSORS), state.tensors);
+    await writeTensorStreams(join(partial, TENSORS), state.tensors);
     const progress = { format: FORMAT, step: state.step, progress: state.progress };
     await writeFileAtomic(join(partial, PROGRESS), `${JSON.stringify(progress, null, 2)}\n`);
     await rename(partial, entry.path);
@@ -78,8 +81,12 @@ export async function writeCheckpoint(
   return entry;
 }
 
-/** @throws RunError naming the file when the checkpoint is not whole or was not written by this program. */
-export async function readCheckpoint(path: string): Promise<Checkpoint> {
+/**
+ * Opens a checkpoint: its tensors stay in their file.
+ *
+ * @throws RunError naming the file when the checkpoint is not whole or was not written by this program.
+ */
+export async function openCheckpoint(path: string): Promise<Checkpoint> {
   try {
     const state: Json = JSON.parse(await readFile(join(path, PROGRESS), 'utf8'));
     if (!isObject(state) || state.format !== FORMAT) {
@@ -89,8 +96,7 @@ export async function readCheckpoint(path: string): Promise<Checkpoint> {
     if (typeof step !== 'number' || folderName(step) !== basename(path) || !isObject(progress)) {
       throw new Error(`${PROGRESS} does not belong to ${basename(path)}`);
     }
-    const { tensors } = await readSafetensorsFile(join(path, TENSORS));
-    return { step, path, tensors, progress };
+    return { step, path, tensors: await openSafetensors(join(path, TENSORS)), progress };
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     throw new RunError(

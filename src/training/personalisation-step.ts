@@ -13,9 +13,10 @@ import { concat, reshape, slice } from '../onnx/movement.js';
 import { clipByGlobalNorm, scaleAll } from '../optim/clipping.js';
 import { ema } from '../optim/ema.js';
 import { updateWhereFinite } from '../optim/loss-scale.js';
-import type { Optimizer } from '../optim/optimizer.js';
+import type { Optimizer, Parameter } from '../optim/optimizer.js';
 import { sgd } from '../optim/sgd.js';
-import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { Trainable } from '../pretrained/trainable.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import { LOSS_SCALE } from './loss-scaler.js';
 import { buildRewardTurns, type RewardTurns } from './reward-turns.js';
@@ -29,7 +30,7 @@ export type ObjectiveSettings =
 export interface StepSettings {
   readonly objective: ObjectiveSettings;
   readonly priorLossWeight: number;
-  readonly lora: LoraSettings;
+  readonly trainable: Trainable;
   readonly instances: number;
   /** Whether some of these rows, told by what is fed, are states that the policy visited itself instead of noised photographs. */
   readonly rollouts?: boolean;
@@ -73,7 +74,7 @@ const accumulatedName = (parameter: string): string => `accumulated.${parameter}
  * standard normal `latents.noise` to draw from it, the `noise` and `timesteps` of the forward process (with an offset also `noise.offset` [B, C, 1, 1], standard
  * normal), and the condition: what `model.condition` asks for, or, when the text encoders learn too, the tokens in place of the embedding. With roll-outs also
  * `states.photograph` [I], 1 for the subject's rows that are noised photographs and 0 for those that are visited states, and the latter as `states.visited`
- * [I, C, h, w], whose timesteps and conditions are in their rows. Taken from the state and updated in it: the low-rank factors, the optimiser's moments, the critic,
+ * [I, C, h, w], whose timesteps and conditions are in their rows. Taken from the state and updated in it: what is trainable, the optimiser's moments, the critic,
  * the averages.
  *
  * Where the model computes in half precision, the loss is multiplied by the fed scalar `loss_scale` before it is differentiated, and gradients are divided by it,
@@ -87,7 +88,7 @@ export function buildStep(
   settings: StepSettings,
   size: PictureSize = squareOf(settings.resolution),
 ): StepGraphs {
-  const { lora, gradientAccumulationSteps: parts } = settings;
+  const { trainable, gradientAccumulationSteps: parts } = settings;
   const graph = new Graph('training_step');
   const rows = settings.instances + settings.priors;
   const shape = [rows, ...model.latentShape(size.width, size.height)];
@@ -101,7 +102,7 @@ export function buildStep(
   const clean = mul(drawn, model.vaeConfig.scalingFactor);
   const noise = offsetNoise(graph.input('noise', 'float32', shape), settings.noiseOffset);
   const timesteps = graph.input('timesteps', 'int64', [rows]);
-  const text = lora.textEncoder ? model.textEncoder(graph, rows, lora) : undefined;
+  const text = model.trainsText(trainable) ? model.textEncoder(graph, rows, trainable) : undefined;
   const condition = model.condition(graph, rows, text?.result);
 
   const c = coefficients(graph, schedule, timesteps);
@@ -113,7 +114,7 @@ export function buildStep(
   const denoiser = model.denoiser(
     graph,
     { sample: noisy, timestep: timesteps, condition },
-    { lora, gradientCheckpointing: settings.gradientCheckpointing },
+    { adaptation: trainable, gradientCheckpointing: settings.gradientCheckpointing },
   );
   const batch: Batch = {
     schedule,
@@ -127,12 +128,12 @@ export function buildStep(
     prediction: denoiser.result,
     target: predictionTarget(schedule.predictionType, clean, noise, c),
   };
-  const parameters = [...denoiser.factors.values(), ...(text?.factors.values() ?? [])];
+  const parameters = [...denoiser.inputs.values(), ...(text?.inputs.values() ?? [])];
   const predict = (sample: Value, timestep: Value): Value =>
     model.denoiser(
       graph,
       { sample, timestep, condition: instanceCondition(condition, settings.instances) },
-      { lora, factors: denoiser.factors },
+      { adaptation: trainable, inputs: denoiser.inputs },
     ).result;
   const built = buildObjective(graph, batch, model, predict, settings);
   const { loss, criticLoss, metrics } = built.objective;
@@ -275,11 +276,8 @@ function update(
   graph.output('overflowed', cast(not(finite), 'float32'));
 }
 
-/** The state that `buildStep` adds to the factors' own: sums of gradients, where there are several micro steps. */
-export function accumulatorState(
-  parameters: ReadonlyMap<string, Tensor>,
-  parts: number,
-): Map<string, Tensor> {
+/** The state that `buildStep` adds to the variables' own: sums of gradients, where there are several micro steps. */
+export function accumulatorState(parameters: readonly Parameter[], parts: number): Map<string, Tensor> {
   if (parts === 1) return new Map();
-  return new Map([...parameters].map(([name, t]) => [accumulatedName(name), zeros(t.shape)]));
+  return new Map(parameters.map(({ name, shape }) => [accumulatedName(name), zeros(shape)]));
 }

@@ -5,14 +5,16 @@ import { ReturnCritic } from '../algorithms/return-critic.js';
 import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js';
 import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, DivergedError, RewardError, RunError } from '../errors.js';
+import { tensorStream } from '../formats/safetensors.js';
+import { readTensor, type SafetensorsFile } from '../formats/safetensors-file.js';
 import { wholePicture } from '../models/size-condition.js';
-import { initialParameters } from '../nn/initialize.js';
 import { emaDecay, emaName } from '../optim/ema.js';
-import { scalarFeed } from '../optim/optimizer.js';
+import { type Parameter, scalarFeed } from '../optim/optimizer.js';
 import { type ScheduleName, scheduleFactor } from '../optim/schedule.js';
 import { pictureBytes } from '../pretrained/picture-bytes.js';
 import type { StableDiffusion, TokenizedPrompt } from '../pretrained/stable-diffusion.js';
 import type { PromptEmbedding } from '../pretrained/text-to-image.js';
+import { startValue, type TrainedWeights } from '../pretrained/trainable.js';
 import type { BlackBoxReward } from '../rewards/reward.js';
 import { score } from '../rewards/scoring.js';
 import type { DType } from '../tensor/dtype.js';
@@ -20,7 +22,7 @@ import { Random } from '../tensor/random.js';
 import { batchRows } from '../tensor/rows.js';
 import { elementCount, float32, int64, type Tensor } from '../tensor/tensor.js';
 import { type Pick, picksOf, turnOf } from './batch-order.js';
-import { listCheckpoints, readCheckpoint } from './checkpoint.js';
+import { listCheckpoints, openCheckpoint } from './checkpoint.js';
 import type { EarlyStopping } from './early-stopping.js';
 import type { TrainingListener } from './events.js';
 import type { LatentCache } from './latent-cache.js';
@@ -36,7 +38,7 @@ import {
 } from './personalisation-step.js';
 import { type ReferenceCache, referenceName } from './reference-cache.js';
 import { PIXELS, returnCriticOptimizer, rewardName } from './reward-turns.js';
-import { isRolloutTensor, isVisited, type PickedState, type Rollouts } from './rollouts.js';
+import { isVisited, type PickedState, type Rollouts } from './rollouts.js';
 import { type RunFolder, runFiles } from './run-folder.js';
 
 export interface PersonalisationSettings extends StepSettings {
@@ -77,13 +79,13 @@ export interface PersonalisationInputs {
   /** What the policy draws by itself, with the text of each of its prompts; squares of the resolution, beside photographs that are all of that size. */
   readonly rollouts?: { readonly states: Rollouts; readonly texts: readonly RowText[] };
   /** They are brought to the size of the photographs that they are beside. */
-  readonly priors?: { readonly latents: LatentCache; readonly text: RowText };
+  readonly priors?: { readonly latents: LatentCache; readonly texts: readonly RowText[] };
   /** What the subject's pictures should show, as rewards are told. */
   readonly prompt: string;
   /** Stands for the class pictures: a resumed run must have the same ones. */
   readonly priorDigest: string;
-  /** Draws with the factors of a step, unless that is done already. */
-  readonly validate?: (step: number, factors: ReadonlyMap<string, Tensor>) => Promise<void>;
+  /** Draws with what is learnt at a step, unless that is done already. */
+  readonly validate?: (step: number, learnt: TrainedWeights) => Promise<void>;
   /** Says after a validation whether to stop, and which step was the best. */
   readonly earlyStopping?: EarlyStopping;
   readonly onEvent?: TrainingListener;
@@ -104,6 +106,8 @@ type CriticTurn = NonNullable<StepGraphs['critic']> & { readonly program: Progra
 /** A run that is set up: its state is restored or fresh, its graphs are compiled, no step is taken yet. */
 export class Personalisation {
   readonly #programs = new Map<string, Promise<StepPrograms>>();
+  /** Whether prompts go through the text encoders at each step. */
+  readonly #learnsText: boolean;
   /** Steps in a row without rewards. */
   #missed = 0;
 
@@ -114,16 +118,19 @@ export class Personalisation {
     private readonly apply: Program | undefined,
     private readonly metrics: readonly string[],
     private readonly photographMetrics: readonly string[],
-    /** The low-rank factors' names. */
-    readonly factorNames: readonly string[],
+    /** What is trained. */
+    private readonly parameters: readonly Parameter[],
     /** Where everything that is learnt lives. */
     readonly state: State,
+    private readonly stateTensors: readonly Parameter[],
     /** Steps done before: those of the checkpoint that was restored. */
     readonly fromStep: number,
     readonly trainableParameters: number,
     /** In half precision. */
     private readonly lossScaler: LossScaler | undefined,
-  ) {}
+  ) {
+    this.#learnsText = inputs.model.trainsText(settings.trainable);
+  }
 
   static async create(
     inputs: PersonalisationInputs,
@@ -132,20 +139,27 @@ export class Personalisation {
     const { model, engine, run } = inputs;
     const buckets = bucketsOf(inputs.instances, settings.resolution);
     const graphs = buildStep(model, settings, buckets[0]!.size);
-    const specs = model.loraSpecs(settings.lora);
-    const factors = initialParameters(specs, new Random(settings.seed, 'lora'));
-    const shapes = specs.map((s) => ({ name: s.input, shape: s.shape }));
+    const variables = model.variables(settings.trainable);
+    const shapes = variables.map((v) => ({ name: v.input, shape: v.shape }));
     const latents = [1, ...model.latentShape(settings.resolution)];
-    const initial = new Map<string, Tensor>([
-      ...factors,
+    const random = new Random(settings.seed, 'lora');
+    const started = variables.flatMap((variable): StateTensor[] => {
+      const { input, shape } = variable;
+      const read = () => startValue(variable, random);
+      return [{ name: input, shape, read }, ...(settings.ema ? [{ name: emaName(input), shape, read }] : [])];
+    });
+    const made = new Map<string, Tensor>([
       ...settings.optimizer.init(shapes),
-      ...(settings.ema ? [...factors].map(([name, t]) => [emaName(name), t] as const) : []),
       ...criticState(settings, latents),
-      ...accumulatorState(factors, settings.gradientAccumulationSteps),
+      ...accumulatorState(shapes, settings.gradientAccumulationSteps),
     ]);
+    const initial: StateTensor[] = [
+      ...started,
+      ...[...made].map(([name, t]) => ({ name, shape: t.shape, read: async () => t })),
+    ];
     const { restored } = run;
     if (restored) {
-      requireSameState(initial, restored.tensors, restored.path);
+      requireSameState(initial, restored.tensors);
       if (restored.progress.priorDigest !== inputs.priorDigest) {
         throw new RunError(
           `${restored.path}: this run was trained with other class pictures. Put them back, or start again in another output folder.`,
@@ -155,11 +169,14 @@ export class Personalisation {
     const half = model.computeType === 'float16';
     const restoredScaler = restored && (() => LossScaler.restore(restored.progress.lossScale, restored.path));
     const lossScaler = half ? (restoredScaler ?? LossScaler.start)() : undefined;
-    const kept = new Map([...(restored?.tensors ?? initial)].filter(([name]) => !isRolloutTensor(name)));
-    const state = await engine.state(kept);
+    const state = await engine.state(new Map());
+    // One by one: all weights of a model and what the optimiser keeps of them would not fit into memory twice.
+    for (const { name, read } of initial) {
+      await state.write(new Map([[name, await (restored ? readTensor(restored.tensors, name) : read())]]));
+    }
     const { rollouts } = inputs;
     if (restored && rollouts && restored.step < settings.steps && !rollouts.states.isDue(restored.step + 1)) {
-      rollouts.states.restore(restored.tensors, model.latentShape(settings.resolution), restored.path);
+      await rollouts.states.restore(restored.tensors, model.latentShape(settings.resolution));
     }
     const apply = graphs.apply && (await engine.compile(graphs.apply));
     const personalisation = new Personalisation(
@@ -169,8 +186,9 @@ export class Personalisation {
       apply,
       graphs.metrics,
       graphs.photographMetrics,
-      shapes.map((s) => s.name),
+      shapes,
       state,
+      initial.map(({ name, shape }) => ({ name, shape })),
       restored?.step ?? 0,
       shapes.reduce((n, s) => n + elementCount(s.shape), 0),
       lossScaler,
@@ -261,15 +279,17 @@ export class Personalisation {
     return validationSteps !== undefined && step > 0 && step < steps && step % validationSteps === 0;
   }
 
-  /** The learnt factors, averaged ones where an average was kept, under the names of the plain ones. */
-  async factors(): Promise<Map<string, Tensor>> {
-    const stored = (name: string): string => (this.settings.ema ? emaName(name) : name);
-    const read = await this.state.read(this.factorNames.map(stored));
-    return new Map(this.factorNames.map((name) => [name, read.get(stored(name))!]));
+  /** What is learnt so far, averaged where an average is kept, under the names of the plain tensors. */
+  get learnt(): TrainedWeights {
+    return this.#named(async (name) => (await this.state.read([name])).get(name)!);
   }
 
-  /** The same of an earlier step. @throws RunError when its checkpoint is not there any more. */
-  async factorsAt(step: number): Promise<Map<string, Tensor>> {
+  /**
+   * What was learnt by a step that has a checkpoint: those at which training ends have.
+   *
+   * @throws RunError when the checkpoint of that step is not there any more.
+   */
+  async learntAt(step: number): Promise<TrainedWeights> {
     const { path } = this.inputs.run;
     const entry = (await listCheckpoints(join(path, runFiles.checkpoints))).find((e) => e.step === step);
     if (!entry) {
@@ -277,9 +297,16 @@ export class Personalisation {
         `${path}: the checkpoint of step ${step}, which the judges found best, is not there any more. Put it back and resume, or start again with a larger --checkpoints-total-limit.`,
       );
     }
-    const { tensors } = await readCheckpoint(entry.path);
-    const stored = (name: string): string => (this.settings.ema ? emaName(name) : name);
-    return new Map(this.factorNames.map((name) => [name, tensors.get(stored(name))!]));
+    const { tensors } = await openCheckpoint(entry.path);
+    return this.#named((name) => readTensor(tensors, name));
+  }
+
+  /** @param read by the name in the state */
+  #named(read: (name: string) => Promise<Tensor>): TrainedWeights {
+    return {
+      names: this.parameters.map(({ name }) => name),
+      read: (name) => read(this.settings.ema ? emaName(name) : name),
+    };
   }
 
   async release(): Promise<void> {
@@ -294,7 +321,7 @@ export class Personalisation {
     const { validate } = this.inputs;
     if (!validate || !this.#isValidated(step)) return;
     await this.#releasePrograms();
-    await validate(step, await this.factors());
+    await validate(step, this.learnt);
   }
 
   async #drawRollouts(step: number): Promise<void> {
@@ -312,18 +339,23 @@ export class Personalisation {
   }
 
   async #save(step: number): Promise<void> {
-    const tensors = await this.state.read();
-    for (const [name, t] of tensors) {
-      if (!(t.data as Float32Array).every(Number.isFinite))
-        throw this.#diverged(step, `${name} holds values that are not finite`);
-    }
     const { run, priorDigest, model, rollouts, earlyStopping } = this.inputs;
-    const shape = model.latentShape(this.settings.resolution);
-    const states = rollouts?.states.tensors(shape) ?? [];
+    const read = async (name: string): Promise<Tensor> => {
+      const tensor = (await this.state.read([name])).get(name)!;
+      if (!(tensor.data as Float32Array).every(Number.isFinite))
+        throw this.#diverged(step, `${name} holds values that are not finite`);
+      return tensor;
+    };
+    const states = rollouts?.states.tensors(model.latentShape(this.settings.resolution)) ?? [];
+    const tensors = [
+      ...this.stateTensors.map(({ name, shape }) =>
+        tensorStream(name, { dtype: 'float32', shape }, () => read(name)),
+      ),
+      ...[...states].map(([name, tensor]) => tensorStream(name, tensor, async () => tensor)),
+    ];
     const lossScale = this.lossScaler?.progress;
-    const all = new Map([...tensors, ...states]);
     const progress = { priorDigest, ...(lossScale === undefined ? {} : { lossScale }) };
-    const entry = await run.saveCheckpoint(step, all, progress, earlyStopping?.best?.step);
+    const entry = await run.saveCheckpoint(step, tensors, progress, earlyStopping?.best?.step);
     this.inputs.onEvent?.({ kind: 'checkpoint', step, path: entry.path });
   }
 
@@ -535,7 +567,7 @@ export class Personalisation {
       const all = Array.from({ length: priors.latents.count }, (_, i) => i);
       const picks = picksOf(seed, ['prior'], all, settings.priors, index);
       rows.push(...(await rowsOf(priors.latents, ['prior'], picks)));
-      texts.push(...picks.map(() => priors.text));
+      texts.push(...picks.map(({ picture }) => priors.texts[picture]!));
     }
     const shape = [rows.length, ...model.latentShape(bucket.size.width, bucket.size.height)];
     const timesteps = rows.map((_, r) => {
@@ -546,7 +578,7 @@ export class Personalisation {
     const feeds = {
       ...batchRows<DType>(
         rows.map(({ size }, r) => ({
-          ...(settings.lora.textEncoder ? texts[r]!.tokens : texts[r]!.embedding),
+          ...(this.#learnsText ? texts[r]!.tokens : texts[r]!.embedding),
           ...model.sizeFeeds(visited[r] ? whole : size),
         })),
       ),
@@ -624,6 +656,11 @@ class Means {
   }
 }
 
+/** A tensor of the state, as it is before the first step. */
+interface StateTensor extends Parameter {
+  readonly read: () => Promise<Tensor>;
+}
+
 /** Pictures that are brought to one size, by their numbers. */
 interface Bucket {
   readonly size: PictureSize;
@@ -695,16 +732,12 @@ function joined(shape: readonly number[], parts: readonly Float32Array[]): Tenso
   return float32(shape, all);
 }
 
-function requireSameState(
-  expected: ReadonlyMap<string, Tensor>,
-  found: ReadonlyMap<string, Tensor>,
-  path: string,
-): void {
-  for (const [name, t] of expected) {
-    const other = found.get(name);
-    if (!other || other.shape.join() !== t.shape.join()) {
+function requireSameState(expected: readonly Parameter[], { path, entries }: SafetensorsFile): void {
+  for (const { name, shape } of expected) {
+    const other = entries.get(name);
+    if (other?.dtype !== 'float32' || other.shape.join() !== shape.join()) {
       throw new RunError(
-        `${path}: expected the tensor ${JSON.stringify(name)} [${t.shape.join(', ')}], found ${other ? `[${other.shape.join(', ')}]` : 'none'}. The checkpoint belongs to another model or other settings.`,
+        `${path}: expected the tensor ${JSON.stringify(name)} [${shape.join(', ')}], found ${other ? `[${other.shape.join(', ')}]` : 'none'}. The checkpoint belongs to another model or other settings.`,
       );
     }
   }

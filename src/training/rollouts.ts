@@ -1,5 +1,6 @@
 import type { State } from '../engine/engine.js';
 import { RunError } from '../errors.js';
+import { readTensor, type SafetensorsFile } from '../formats/safetensors-file.js';
 import type { DrawingRequest, TextToImage, VisitedState } from '../pretrained/text-to-image.js';
 import { Random } from '../tensor/random.js';
 import { concatRows } from '../tensor/rows.js';
@@ -49,8 +50,6 @@ export interface PickedState {
 const SAMPLES = 'rollouts.samples';
 const TIMESTEPS = 'rollouts.timesteps';
 const PROMPTS = 'rollouts.prompts';
-
-export const isRolloutTensor = (name: string): boolean => name.startsWith('rollouts.');
 
 /**
  * The states x_t that the current policy visits while it draws by itself. They are its own states in the full sense: where its actions led, by DDIM without noise,
@@ -127,11 +126,16 @@ export class Rollouts {
     ]);
   }
 
-  /** Takes up what a checkpoint holds. @throws RunError when it lacks something, or is of another size. @param path of the checkpoint */
-  restore(tensors: ReadonlyMap<string, Tensor>, shape: readonly number[], path: string): void {
+  /** Takes up what a checkpoint holds. @throws RunError when it lacks something, or is of another size. */
+  async restore(file: SafetensorsFile, shape: readonly number[]): Promise<void> {
+    const { path } = file;
     const { count, samplingSteps, prompts } = this.settings;
     const states = count * samplingSteps;
-    const [samples, timesteps, places] = [SAMPLES, TIMESTEPS, PROMPTS].map((name) => tensors.get(name));
+    const [samples, timesteps, places] = await Promise.all(
+      [SAMPLES, TIMESTEPS, PROMPTS].map(async (name) =>
+        file.entries.has(name) ? readTensor(file, name) : undefined,
+      ),
+    );
     if (
       samples?.shape.join() !== [states, ...shape].join() ||
       timesteps?.data.length !== states ||

@@ -3,13 +3,13 @@ import { basename, join, resolve } from 'node:path';
 import { OutputError, RunError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
+import type { TensorStream } from '../formats/safetensors.js';
 import { kohyaFileName, peftFileName } from '../pretrained/lora-file.js';
-import type { Tensor } from '../tensor/tensor.js';
 import {
   type Checkpoint,
   type CheckpointEntry,
   listCheckpoints,
-  readCheckpoint,
+  openCheckpoint,
   removeCheckpoint,
   removeUnfinishedCheckpoints,
   writeCheckpoint,
@@ -33,6 +33,7 @@ export const runFiles = {
   tensorboard: 'tensorboard/events.out.tfevents.0000000000.portrayal',
   lora: peftFileName,
   kohyaLora: kohyaFileName,
+  model: 'model',
   report: 'report.html',
 } as const;
 
@@ -101,7 +102,7 @@ export class RunFolder {
     if (before !== undefined) refuseOtherRun(path, before.config, config, options.adjustable ?? []);
     const checkpoints = await listCheckpoints(checkpointFolder);
     const chosen = chooseCheckpoint(path, checkpoints, resumeFromCheckpoint);
-    const restored = chosen && (await readCheckpoint(chosen.path));
+    const restored = chosen && (await openCheckpoint(chosen.path));
 
     const warnings: string[] = [];
     if (resumeFromCheckpoint === 'latest' && restored === undefined) {
@@ -166,7 +167,7 @@ export class RunFolder {
    */
   async saveCheckpoint(
     step: number,
-    tensors: ReadonlyMap<string, Tensor>,
+    tensors: readonly TensorStream[],
     progress: Checkpoint['progress'] = {},
     kept?: number,
   ): Promise<CheckpointEntry> {

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
+import { subjectName } from '../data/prompts.js';
 import type { Engine } from '../engine/engine.js';
 import { CancelledError, InputError } from '../errors.js';
 import { contentDigest } from '../evaluation/embedding-cache.js';
@@ -9,16 +10,17 @@ import { fillPrompt } from '../evaluation/protocol.js';
 import { removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import { makeFolder } from '../formats/make-folder.js';
 import { pathExists } from '../formats/path-exists.js';
+import { tensorBytes } from '../formats/safetensors.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
-import type { Tensor } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
 import { differingSettings, type RunConfig } from '../training/run-folder.js';
 import { openBaseModel } from './base-model.js';
 import { Cleanup } from './cleanup.js';
 import { CountedStage } from './counted-stage.js';
 import type { EvaluationPlan, PlannedSubject } from './evaluation-plan.js';
-import { type Learnt, readRun, requireFitting } from './generate.js';
+import { type Learnt, putOnModel, type RunRecord, readRunRecord, storedLearnt } from './learnt.js';
+import type { StoredTensor } from './training-kind.js';
 
 export interface EvaluationDrawing {
   /** Where pictures go: a folder a method, in it one a subject, in it one a prompt. */
@@ -40,7 +42,8 @@ interface Task {
   readonly run: string;
   readonly folder: string;
   readonly subject: PlannedSubject;
-  readonly token: string;
+  /** How the run's prompts speak of it. */
+  readonly named: string;
 }
 
 const DESCRIPTION = 'drawn.json';
@@ -67,14 +70,15 @@ export async function drawMissingPictures(
       const subject = plan.subjects[i]!;
       if (source.kind !== 'run') return [];
       const folder = join(options.folder, method.folder, subject.name);
-      return [{ run: source.path, folder, subject, token: source.prompt.token }];
+      return [{ run: source.path, folder, subject, named: subjectName(source.prompt, subject.className) }];
     }),
   );
   let there = 0;
   const missing = new Map<Task, number[]>();
+  const bases = new BaseModels(options.model);
   for (const task of tasks) {
-    const learnt = await readRun(task.run);
-    await describe(task, learnt, options);
+    const record = await readRunRecord(task.run);
+    await describe(task, record, await storedLearnt(record, await bases.of(record)), options);
     const prompts: number[] = [];
     for (const [p, files] of drawnFiles(task.folder, task.subject, options.numImages).entries()) {
       const present = await Promise.all(files.map(pathExists));
@@ -87,13 +91,15 @@ export async function drawMissingPictures(
   const total = tasks.reduce((sum, { subject }) => sum + subject.texts.length * options.numImages, 0);
   const stage = new CountedStage('drawing pictures', total, there, options.onEvent);
   stage.advance(0);
-  const drawers = new DrawerPool(engine, options);
+  const drawers = new DrawerPool(engine, bases, options);
   await Cleanup.after(async (cleanup) => {
     cleanup.release(drawers);
     for (const [task, prompts] of missing) {
-      const learnt = await readRun(task.run);
-      const drawer = await drawers.drawerFor(task.run, learnt);
-      const state = await engine.state(learnt.factors);
+      const record = await readRunRecord(task.run);
+      const base = await bases.of(record);
+      const learnt = await putOnModel(record, await storedLearnt(record, base), base);
+      const drawer = await drawers.drawerFor(record, learnt);
+      const state = await engine.state(learnt.state);
       try {
         for (const p of prompts) await drawPrompt(task, p, drawer, { ...options, stage, state });
       } finally {
@@ -104,13 +110,13 @@ export async function drawMissingPictures(
 }
 
 async function drawPrompt(
-  { folder, subject, token }: Task,
+  { folder, subject, named }: Task,
   p: number,
   drawer: TextToImage,
   options: EvaluationDrawing & { stage: CountedStage; state: Awaited<ReturnType<Engine['state']>> },
 ): Promise<void> {
   const { numImages, seed, steps, guidanceScale, signal, stage, state } = options;
-  const prompt = fillPrompt(subject.templates[p]!, `${token} ${subject.className}`);
+  const prompt = fillPrompt(subject.templates[p]!, named);
   const files = drawnFiles(folder, subject, numImages)[p]!;
   const place = join(folder, promptFolderName(p, subject.texts[p]!));
   await makeFolder(place);
@@ -143,35 +149,49 @@ async function drawPrompt(
   }
 }
 
-/** Keeps the compiled model of the last run: the runs of a method share it. */
-class DrawerPool {
+/** Keeps the model that was opened last: most runs share one. */
+class BaseModels {
   #key = '';
-  #drawer: TextToImage | undefined;
   #model: StableDiffusion | undefined;
+
+  /** @param instead of the runs' own. */
+  constructor(private readonly instead: string | undefined) {}
+
+  async of({ model, variant, predictionType }: RunRecord): Promise<StableDiffusion> {
+    const path = this.instead ?? model;
+    const key = JSON.stringify([path, variant, predictionType]);
+    if (!this.#model || key !== this.#key) {
+      this.#model = (await openBaseModel({ model: path, variant, predictionType })).model;
+      this.#key = key;
+    }
+    return this.#model;
+  }
+}
+
+/** Keeps the compiled model of the last run: the runs of a method share it where they learn the same beside the model's own weights. */
+class DrawerPool {
+  #shared: readonly unknown[] = [];
+  #drawer: TextToImage | undefined;
 
   constructor(
     private readonly engine: Engine,
+    private readonly bases: BaseModels,
     private readonly options: EvaluationDrawing,
   ) {}
 
-  async drawerFor(run: string, learnt: Learnt): Promise<TextToImage> {
-    const { lora, predictionType, variant } = learnt;
-    const path = this.options.model ?? learnt.model;
-    const resolution = this.options.resolution ?? learnt.resolution;
-    const key = JSON.stringify([path, resolution, lora, predictionType, variant]);
-    if (!this.#drawer || !this.#model || key !== this.#key) {
-      await this.release();
-      this.#model = (await openBaseModel({ model: path, variant, predictionType })).model;
-      requireFitting(this.#model, learnt, run);
-      this.#drawer = await TextToImage.create(this.#model, this.engine, {
-        resolution,
-        batchSize: Math.min(4, this.options.numImages),
-        lora,
-      });
-      this.#key = key;
-    } else {
-      requireFitting(this.#model, learnt, run);
-    }
+  async drawerFor(record: RunRecord, { model, lora }: Learnt): Promise<TextToImage> {
+    const resolution = this.options.resolution ?? record.resolution;
+    const ownWeights = record.kind.trainable.weights ? record.path : undefined;
+    const words = JSON.stringify(record.words);
+    const shared = [await this.bases.of(record), resolution, JSON.stringify(lora), ownWeights, words];
+    if (this.#drawer && shared.every((part, i) => part === this.#shared[i])) return this.#drawer;
+    await this.release();
+    this.#drawer = await TextToImage.create(model, this.engine, {
+      resolution,
+      batchSize: Math.min(4, this.options.numImages),
+      ...(lora ? { adaptation: { lora } } : {}),
+    });
+    this.#shared = shared;
     return this.#drawer;
   }
 
@@ -183,17 +203,22 @@ class DrawerPool {
 }
 
 /** Says beside the pictures what they are, and refuses a folder of others. */
-async function describe(task: Task, learnt: Learnt, options: EvaluationDrawing): Promise<void> {
-  const { folder, subject, token } = task;
+async function describe(
+  task: Task,
+  record: RunRecord,
+  stored: ReadonlyMap<string, StoredTensor>,
+  options: EvaluationDrawing,
+): Promise<void> {
+  const { folder, subject, named } = task;
   const path = join(folder, DESCRIPTION);
   const description: RunConfig = {
-    learnt: digestFactors(learnt.factors),
-    model: options.model ?? learnt.model,
-    prompts: subject.templates.map((template) => fillPrompt(template, `${token} ${subject.className}`)),
+    learnt: await digestLearnt(stored),
+    model: options.model ?? record.model,
+    prompts: subject.templates.map((template) => fillPrompt(template, named)),
     seed: options.seed,
     steps: options.steps,
     guidanceScale: options.guidanceScale,
-    resolution: options.resolution ?? learnt.resolution,
+    resolution: options.resolution ?? record.resolution,
   };
   const text = `${JSON.stringify(description, null, 2)}\n`;
   const before = await readFile(path, 'utf8').catch(() => undefined);
@@ -210,11 +235,10 @@ async function describe(task: Task, learnt: Learnt, options: EvaluationDrawing):
   await writeFileAtomic(path, text);
 }
 
-function digestFactors(factors: ReadonlyMap<string, Tensor>): string {
-  const names = [...factors.keys()].sort();
-  const parts = names.map((name) => {
-    const { data } = factors.get(name)!;
-    return `${name} ${contentDigest(new Uint8Array(data.buffer, data.byteOffset, data.byteLength))}`;
-  });
+async function digestLearnt(stored: ReadonlyMap<string, StoredTensor>): Promise<string> {
+  const parts: string[] = [];
+  for (const name of [...stored.keys()].sort()) {
+    parts.push(`${name} ${contentDigest(tensorBytes(await stored.get(name)!.read()))}`);
+  }
   return contentDigest(parts.join('\n'));
 }

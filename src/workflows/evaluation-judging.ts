@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { subjectName } from '../data/prompts.js';
 import { type ReferenceImage, readReferenceImages } from '../data/reference-images.js';
 import type { Engine } from '../engine/engine.js';
 import { CancelledError, InputError, UsageError } from '../errors.js';
@@ -37,8 +38,8 @@ function textsOf(subject: PlannedSubject, source: PictureSource, withToken: bool
       `--text-with-token: nothing says which token the pictures in ${source.path} were drawn with. Leave the flag out: texts are then scored by the class alone.`,
     );
   }
-  const { token } = source.prompt;
-  return subject.templates.map((template) => fillPrompt(template, `${token} ${subject.className}`));
+  const named = subjectName(source.prompt, subject.className);
+  return subject.templates.map((template) => fillPrompt(template, named));
 }
 
 /** What the judges found. */

@@ -10,6 +10,7 @@ import { pathExists } from '../formats/path-exists.js';
 import { runStopping } from '../training/learnt-checkpoint.js';
 import { latestCheckpoint, type RunConfig, readRunConfig, runFiles } from '../training/run-folder.js';
 import type { SubjectInput } from './evaluation-subjects.js';
+import { readRunRecord } from './learnt.js';
 
 /** A method to score: runs that drew nothing yet, or pictures that another tool drew. */
 export type MethodInput =
@@ -178,7 +179,13 @@ async function openRun(path: string): Promise<Located> {
   }
   const { steps } = settings;
   const done = (await latestCheckpoint(path))?.step;
-  const learnt = await pathExists(join(path, runFiles.lora));
+  if (config.concepts !== undefined) {
+    throw new RunError(
+      `${path}: this run was taught several concepts at once, and is scored by one. Draw its pictures with "portrayal generate" and score them with --pictures.`,
+    );
+  }
+  const { result } = (await readRunRecord(path)).kind;
+  const learnt = result === undefined ? done !== undefined : await pathExists(join(path, result));
   const lacking = done !== undefined && typeof steps === 'number' && done < steps;
   if (!learnt || (lacking && !(await runStopping(path))?.isOver)) {
     throw new RunError(

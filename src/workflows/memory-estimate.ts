@@ -2,8 +2,9 @@ import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js'
 import { availableMemory } from '../engine/available-memory.js';
 import { estimateGraphMemory, type GraphMemory } from '../engine/graph-memory.js';
 import { EngineError } from '../errors.js';
-import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { drawingGraphs } from '../pretrained/text-to-image.js';
+import type { Trainable } from '../pretrained/trainable.js';
 import { encoderGraph } from '../training/latent-cache.js';
 import { buildStep, type StepSettings } from '../training/personalisation-step.js';
 
@@ -62,7 +63,7 @@ export function estimateMemory(
     const { micro, apply } = buildStep(model, settings, size);
     return { size, micro: estimateGraphMemory(micro), apply: apply && estimateGraphMemory(apply) };
   });
-  const drawing = drawingParts(model, settings.resolution, settings.lora, guided);
+  const drawing = drawingParts(model, settings.resolution, settings.trainable, guided);
   // The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved.
   const state = Math.max(...steps.map(({ micro, apply }) => (apply ? apply.state : 0) + micro.state));
   const training = [
@@ -139,10 +140,10 @@ function gigabytes(bytes: number): string {
 function drawingParts(
   model: StableDiffusion,
   resolution: number,
-  lora: LoraSettings,
+  adaptation: Trainable,
   guided: boolean,
 ): MemoryPart[] {
-  const { text, denoiser, decode } = drawingGraphs(model, { resolution, lora });
+  const { text, denoiser, decode } = drawingGraphs(model, { resolution, adaptation });
   const rows = (guided ? 2 : 1) * decode.inputs[0]!.shape[0]!;
   return [
     ...partsOf('text encoder', estimateGraphMemory(text)),

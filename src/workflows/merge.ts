@@ -1,5 +1,5 @@
 import { createReadStream } from 'node:fs';
-import { mkdir, readdir, stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join, relative, resolve } from 'node:path';
 import { CancelledError, UsageError } from '../errors.js';
 import { writeFileAtomic } from '../formats/atomic-file.js';
@@ -13,6 +13,7 @@ import { combineLoras, fittedLora } from '../pretrained/lora.js';
 import { type FileUpdates, fileUpdates, updatedTensors } from '../pretrained/lora-merge.js';
 import { modelFamily } from '../pretrained/model-family.js';
 import type { ComponentName, ModelFolder } from '../pretrained/model-folder.js';
+import { copyModelFolder, isWeightIndex } from '../pretrained/model-folder-copy.js';
 import { openModel } from '../pretrained/open-model.js';
 import { weightShape } from '../pretrained/weight.js';
 import { layerWeight, openWeights, type Variant, type WeightSet } from '../pretrained/weights.js';
@@ -33,10 +34,6 @@ export interface MergeOptions extends Omit<BaseModelOptions, 'model' | 'predicti
   /** Stops between two tensors; nothing is left behind. */
   readonly signal?: AbortSignal | undefined;
 }
-
-/** Weights of any library and format. */
-const weightFile = /\.(safetensors|bin|ckpt|pt|pth|msgpack|h5|onnx|onnx_data|pb)$/i;
-const indexFile = /\.index(\.fp16)?\.json$|\.index\.fp16\.json$/;
 
 /**
  * Bakes LoRAs into a copy of a model, which then needs no LoRA: W + weight * alpha / rank * up · down, computed in float32 and stored in the type that the weight
@@ -114,47 +111,35 @@ function withoutDigests({ metadata }: SafetensorsFile): Map<string, string> {
   return new Map([...metadata].filter(([key]) => !/hash/i.test(key)));
 }
 
-/** Copies a model folder. Of the components that change, only the weights that were read are written: files of other precision or format would hold the old ones. */
-async function copyFolder(
+/** Copies a model folder. Of the components that change, only the weights that were read are written. */
+function copyFolder(
   source: string,
   target: string,
   updates: FileUpdates,
   sets: readonly WeightSet[],
   tell: (tensors: TensorStream[]) => TensorStream[],
 ): Promise<void> {
-  const changed = new Map(
-    sets
-      .map(
-        (set) => [resolve(set.folder), new Set([...set.weights.values()].map((w) => w.file.path))] as const,
-      )
-      .filter(([, files]) => [...files].some((file) => updates.has(file))),
-  );
-  const copy = async (folder: string): Promise<void> => {
-    const into = join(target, relative(source, folder));
-    if (into !== target) await mkdir(into);
-    const kept = changed.get(folder);
-    const keptNames = kept && new Set([...kept].map((path) => relative(folder, resolve(path))));
-    for (const name of (await readdir(folder)).sort()) {
-      // Hidden entries belong to download tools.
-      if (name.startsWith('.')) continue;
-      const path = join(folder, name);
-      // A link to a file is a file, as in the cache of the Hugging Face hub.
-      if ((await stat(path)).isDirectory()) await copy(path);
-      else if (keptNames?.has(name)) {
-        const original = [...kept!].find((file) => resolve(file) === path)!;
-        const file = await openSafetensors(original);
+  const changed = new Map<string, (into: string) => Promise<void>>();
+  for (const set of sets) {
+    const folder = resolve(set.folder);
+    const files = new Map(
+      [...set.weights.values()].map(({ file }) => [relative(folder, resolve(file.path)), file.path]),
+    );
+    if (![...files.values()].some((file) => updates.has(file))) continue;
+    changed.set(folder, async (into) => {
+      for (const [name, path] of [...files].sort()) {
+        const file = await openSafetensors(path);
         await writeTensorStreams(join(into, name), tell(updatedTensors(file, updates)), withoutDigests(file));
-      } else if (
-        keptNames &&
-        (weightFile.test(name) || (indexFile.test(name) && !(await names(path, keptNames))))
-      ) {
-        // Weights of this component that were not read.
-      } else {
-        await writeFileAtomic(join(into, name), createReadStream(path));
       }
-    }
-  };
-  await copy(source);
+      for (const name of await readdir(folder)) {
+        const path = join(folder, name);
+        if (isWeightIndex(name) && (await names(path, new Set(files.keys())))) {
+          await writeFileAtomic(join(into, name), createReadStream(path));
+        }
+      }
+    });
+  }
+  return copyModelFolder(source, target, changed);
 }
 
 /** Whether an index is that of these files. */

@@ -43,6 +43,21 @@ export interface PersonaliseSettings {
   readonly learningRate: number;
   readonly lrScheduler: ScheduleName;
   readonly lrWarmupSteps: number;
+  /**
+   * What of the model learns. "lora": low-rank updates of the attention projections. "full": all weights of the denoiser. "custom-diffusion": cross-attention keys and
+   * values, and a new word for each concept. "textual-inversion": a new word alone.
+   */
+  readonly train: 'lora' | 'full' | 'custom-diffusion' | 'textual-inversion';
+  /** The new words of Custom Diffusion, in the order of the concepts: "<new1>". */
+  readonly modifierToken: readonly string[] | undefined;
+  /** The new word of textual inversion: "<toy>". */
+  readonly placeholderToken: string | undefined;
+  /** The word that each new word starts as: one token of the vocabulary. Rare ones for Custom Diffusion, the class for textual inversion by default. */
+  readonly initializerToken: readonly string[] | undefined;
+  /** How many tokens the new word of textual inversion is. */
+  readonly numVectors: number;
+  /** Write the whole model at the end of a run of "full"; otherwise its last checkpoint is what it leaves. */
+  readonly saveModel: boolean;
   readonly rank: number;
   /** Low-rank updates are scaled by loraAlpha / rank; the rank by default. */
   readonly loraAlpha: number;
@@ -107,7 +122,7 @@ export interface PersonaliseSettings {
   readonly guidanceScale: number;
 }
 
-/** The defaults. The equations of DPG, its critic and its discount are those of the authors' code; the learning rate suits low-rank updates. */
+/** The defaults. The equations of DPG, its critic and its discount are those of the authors' code; the learning rate is that of low-rank updates; `learningRates` has the others. */
 export const personaliseDefaults: PersonaliseSettings = {
   method: 'dpg',
   reward: 'look-forward',
@@ -127,6 +142,12 @@ export const personaliseDefaults: PersonaliseSettings = {
   learningRate: 5e-4,
   lrScheduler: 'constant',
   lrWarmupSteps: 0,
+  train: 'lora',
+  modifierToken: undefined,
+  placeholderToken: undefined,
+  initializerToken: undefined,
+  numVectors: 1,
+  saveModel: true,
   rank: 8,
   loraAlpha: 8,
   trainTextEncoder: false,
@@ -171,6 +192,14 @@ export const personaliseDefaults: PersonaliseSettings = {
   guidanceScale: 7.5,
 };
 
+/** The learning rates where none is given: those of diffusers' scripts, but for LoRA. */
+export const learningRates: Readonly<Record<PersonaliseSettings['train'], number>> = {
+  lora: personaliseDefaults.learningRate,
+  full: 5e-6,
+  'custom-diffusion': 1e-5,
+  'textual-inversion': 5e-4,
+};
+
 /** Settings that go together under a name. */
 export const presets = {
   /**
@@ -180,6 +209,7 @@ export const presets = {
     method: 'dpg',
     reward: 'look-forward',
     objective: 'official',
+    train: 'full',
     steps: 1000,
     learningRate: 1e-6,
     lrScheduler: 'constant',
@@ -205,11 +235,75 @@ export function completeSettings(
   preset?: PresetName,
 ): PersonaliseSettings {
   const own = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
-  const merged: PersonaliseSettings = { ...personaliseDefaults, ...(preset ? presets[preset] : {}), ...own };
-  const settings: PersonaliseSettings = { ...merged, loraAlpha: given.loraAlpha ?? merged.rank };
+  const chosen: Partial<PersonaliseSettings> = { ...(preset ? presets[preset] : {}), ...own };
+  const train = chosen.train ?? personaliseDefaults.train;
+  const settings: PersonaliseSettings = {
+    ...personaliseDefaults,
+    learningRate: learningRates[train] ?? personaliseDefaults.learningRate,
+    // A prompt of the class has no new word in it, so its pictures would move nothing.
+    withPriorPreservation: train !== 'textual-inversion',
+    ...chosen,
+    loraAlpha: chosen.loraAlpha ?? chosen.rank ?? personaliseDefaults.rank,
+  };
   checkChoices(settings, preset);
+  checkTraining(settings, given);
   checkRanges(settings);
   return settings;
+}
+
+/** Whether what is trained goes with the other settings. @throws UsageError naming the flag that does not. */
+function checkTraining(settings: PersonaliseSettings, given: Partial<PersonaliseSettings>): void {
+  const { train, modifierToken = [], initializerToken = [] } = settings;
+  const belongsTo: readonly (readonly [
+    keyof PersonaliseSettings,
+    readonly PersonaliseSettings['train'][],
+  ])[] = [
+    ['rank', ['lora']],
+    ['loraAlpha', ['lora']],
+    ['saveModel', ['full']],
+    ['trainTextEncoder', ['lora', 'full']],
+    ['modifierToken', ['custom-diffusion']],
+    ['placeholderToken', ['textual-inversion']],
+    ['numVectors', ['textual-inversion']],
+    ['initializerToken', ['custom-diffusion', 'textual-inversion']],
+  ];
+  for (const [key, kinds] of belongsTo) {
+    const value = given[key];
+    if (value === undefined || value === false || kinds.includes(train)) continue;
+    throw new UsageError(
+      `${flag(key)} is about --train ${kinds.join(' or ')}, and this is --train ${train}. Leave it out, or choose another --train.`,
+    );
+  }
+  if (train === 'textual-inversion' && settings.withPriorPreservation) {
+    throw new UsageError(
+      '--with-prior-preservation: pictures of the class do not have the new word in their prompt, so textual inversion learns nothing from them. Leave it out.',
+    );
+  }
+  if (train === 'textual-inversion' && settings.placeholderToken === undefined) {
+    throw new UsageError(
+      '--train textual-inversion learns a new word: give it with --placeholder-token "<toy>", and use it in --prompt.',
+    );
+  }
+  if (train === 'custom-diffusion' && modifierToken.length === 0) {
+    throw new UsageError(
+      '--train custom-diffusion learns a new word for each concept: give it with --modifier-token "<new1>", and use it in --prompt.',
+    );
+  }
+  const most = train === 'textual-inversion' ? 1 : modifierToken.length;
+  if (initializerToken.length > most) {
+    throw new UsageError(
+      `--initializer-token: ${initializerToken.length} words to start from are given for ${most} new one${most === 1 ? '' : 's'}.`,
+    );
+  }
+  if (
+    train === 'custom-diffusion' &&
+    initializerToken.length < modifierToken.length &&
+    modifierToken.length > 3
+  ) {
+    throw new UsageError(
+      `--initializer-token: expected a word to start from for each of the ${modifierToken.length} new ones; there is none by default for more than three.`,
+    );
+  }
 }
 
 function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefined): void {
@@ -220,6 +314,7 @@ function checkChoices(settings: PersonaliseSettings, preset: PresetName | undefi
   };
   oneOf('preset', preset, Object.keys(presets));
   oneOf('method', settings.method, ['dpg', 'dreambooth']);
+  oneOf('train', settings.train, Object.keys(learningRates));
   oneOf('reward-combination', settings.rewardCombination, ['sum', 'harmonic']);
   oneOf('objective', settings.objective, ['official', 'paper']);
   oneOf('policy-gradient', settings.policyGradient, ['critic', 'reward', 'both']);
@@ -342,6 +437,7 @@ const ranges: readonly Range[] = [
     keys: [
       'steps',
       'rank',
+      'numVectors',
       'numClassImages',
       'trainBatchSize',
       'gradientAccumulationSteps',

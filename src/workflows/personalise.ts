@@ -8,22 +8,23 @@ import {
 } from '../data/aspect-buckets.js';
 import {
   captionPrompt,
-  readSubjectPrompt,
+  defaultScenes,
   type SubjectPrompt,
   scenePrompts,
-  shownBy,
+  shownByAny,
+  subjectName,
   unnamedSubjectWarnings,
 } from '../data/prompts.js';
-import { readReferenceImages } from '../data/reference-images.js';
+import { type ReferenceImage, type ReferenceImages, readReferenceImages } from '../data/reference-images.js';
 import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
 import { UsageError } from '../errors.js';
-import { loraFromFactors } from '../pretrained/lora.js';
-import { writeLoraFiles } from '../pretrained/lora-file.js';
 import type { LoraDescription } from '../pretrained/lora-formats.js';
-import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
-import { type Tensor, zeros } from '../tensor/tensor.js';
+import { startValue } from '../pretrained/trainable.js';
+import { Random } from '../tensor/random.js';
+import type { Tensor } from '../tensor/tensor.js';
 import type { TrainingListener } from '../training/events.js';
 import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { LatentStore } from '../training/latent-store.js';
@@ -34,6 +35,7 @@ import { RunFolder, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { classImages } from './class-images.js';
 import { Cleanup } from './cleanup.js';
+import { type ConceptOptions, conceptSubject, newWords, readConcepts } from './concepts.js';
 import { readEnvironment } from './environment.js';
 import { estimateMemory, type MemoryEstimate, type MemoryNeeds, requireMemory } from './memory-estimate.js';
 import { halfPrecisionWarnings } from './mixed-precision.js';
@@ -45,19 +47,13 @@ import { adjustableSettings, pixelDigests, runConfig } from './run-config.js';
 import { writeRunReport } from './run-report.js';
 import { openRunJudges, RunWatch } from './run-watch.js';
 import { methodName, stepSettings } from './step-settings.js';
+import { trainingKind } from './training-kind.js';
 import { drawing, ValidationPictures } from './validation-pictures.js';
 
-export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseModelOptions {
-  /** A folder of three to six photographs of the subject, or a list of files. */
-  readonly images: string | readonly string[];
-  /** Names the subject by a rare token: "a photo of sks backpack". */
-  readonly instancePrompt: string;
-  /** The same without the token; found from the instance prompt when it is left out. */
-  readonly classPrompt?: string;
+/** One concept by its pictures and prompts, or several as a list. */
+export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseModelOptions, ConceptOptions {
   /** The run folder to write. */
   readonly output: string;
-  /** Where class pictures are kept; inside the run folder by default. */
-  readonly classDataDir?: string;
   /** Where latents are kept; inside the run folder by default. Runs may share a folder. */
   readonly latentCacheDir?: string;
   readonly preset?: PresetName;
@@ -80,62 +76,88 @@ export interface PersonaliseResult {
   /** The run folder. */
   readonly run: string;
   readonly report: string;
-  /** The LoRA for diffusers and PEFT. */
-  readonly lora: string;
-  /** The LoRA for ComfyUI, AUTOMATIC1111 and Forge. */
-  readonly kohyaLora: string;
+  /**
+   * What was learnt, as files for other tools. Of a LoRA that for diffusers and PEFT, then that for ComfyUI, AUTOMATIC1111 and Forge; of full training the model's folder,
+   * if it was asked for; of Custom Diffusion the projections, then each word; of textual inversion the word.
+   */
+  readonly files: readonly string[];
   /** Of what is kept: all, or those of the best validation where the run could stop early. */
   readonly steps: number;
+}
+
+/** A concept, read. */
+interface PreparedConcept {
+  readonly subject: SubjectPrompt;
+  readonly references: ReferenceImages;
+  /** Of each picture. */
+  readonly prompts: readonly string[];
+  readonly classDataDir: string | undefined;
 }
 
 /** What is known before anything is written or compiled. */
 async function prepare(options: PersonaliseOptions) {
   const settings = completeSettings(settingsOf(options), options.preset);
-  const subject = readSubjectPrompt(options);
-  const { model, located } = await openBaseModel({ ...options, mixedPrecision: settings.mixedPrecision });
+  const given = await readConcepts(options);
+  const subjects = given.map((concept) => conceptSubject(concept, settings));
+  const words = newWords(settings, subjects);
+  const { model: base, located } = await openBaseModel({
+    ...options,
+    mixedPrecision: settings.mixedPrecision,
+  });
+  const model = base.withWords(words);
+  const kind = trainingKind(settings, words);
   const resolution = settings.resolution ?? model.resolution;
   model.latentShape(resolution);
   model.scheduler.sampler(settings);
-  const rollouts = rolloutSettings(model, settings, subject);
+  const rollouts = rolloutSettings(model, settings, subjects);
   const cutTo = cutting(model, settings, resolution);
-  const references = await readReferenceImages(options.images, {
-    resolution,
-    captions: settings.captions,
-    cutTo,
-  });
-  const instancePrompts = references.images.map(({ caption }) =>
-    caption ? captionPrompt(caption, subject) : subject.instancePrompt,
-  );
-  const sizes = references.images.map(cutTo);
-  const lora: LoraSettings = {
-    rank: settings.rank,
-    alpha: settings.loraAlpha,
-    textEncoder: settings.trainTextEncoder,
-  };
+  const concepts: PreparedConcept[] = [];
+  for (const [i, { images, classDataDir }] of given.entries()) {
+    const subject = subjects[i]!;
+    const references = await readReferenceImages(images, { resolution, captions: settings.captions, cutTo });
+    const prompts = references.images.map(({ caption }) =>
+      caption ? captionPrompt(caption, subject) : subject.instancePrompt,
+    );
+    concepts.push({ subject, references, prompts, classDataDir });
+  }
+  const images = concepts.flatMap(({ references }) => references.images);
   return {
     settings,
-    subject,
+    concepts,
+    subjects,
+    words,
     model,
     located,
+    kind,
     resolution,
-    references,
-    instancePrompts,
-    sizes,
-    lora,
+    images,
     rollouts,
+    sizes: images.map(cutTo),
+    instancePrompts: concepts.flatMap(({ prompts }) => prompts),
   };
+}
+
+/** What to draw before and after where nothing else is asked for: each subject by itself and in scenes, and several together. */
+function defaultPrompts(subjects: readonly SubjectPrompt[]): string[] {
+  const [first] = subjects;
+  if (subjects.length === 1) return [first!.instancePrompt, ...scenePrompts(first!)];
+  const scenes = defaultScenes.slice(0, 2);
+  return [
+    ...subjects.flatMap((subject) => [subject.instancePrompt, ...scenePrompts(subject, scenes)]),
+    `a photo of ${subjects.map((subject) => `a ${subjectName(subject)}`).join(' and ')}`,
+  ];
 }
 
 type Prepared = Awaited<ReturnType<typeof prepare>>;
 
-function memoryNeeds({ settings, lora, resolution, sizes }: Prepared): MemoryNeeds {
+function memoryNeeds({ settings, kind, resolution, sizes }: Prepared): MemoryNeeds {
   // Rewards are opened later, since some need the engine: what they add, the decoder above all, is not in the estimate.
   const released =
     settings.method === 'dpg'
       ? { ...settings, reward: 'look-forward', objective: 'official' as const }
       : settings;
   return {
-    step: stepSettings(released, [], lora, resolution),
+    step: stepSettings(released, [], kind.trainable, resolution),
     sizes,
     guided: settings.guidanceScale !== 1,
   };
@@ -152,7 +174,7 @@ export async function estimatePersonalisation(options: PersonaliseOptions): Prom
 }
 
 /**
- * Teaches a model one subject from a few photographs: trains a LoRA, draws the subject before and after, and writes a run folder with everything in it.
+ * Teaches a model one subject from a few photographs: trains what is asked for, draws the subject before and after, and writes a run folder with everything in it.
  *
  * @throws UsageError, InputError, ModelError, RunError or OutputError for what the user can mend; EngineError when the machine has not the memory for it;
  *   DivergedError when training leaves the finite numbers;
@@ -162,17 +184,18 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const { onEvent, signal } = options;
   const started = performance.now();
   const prepared = await prepare(options);
-  const { settings, subject, model, located, resolution, references } = prepared;
-  const { instancePrompts, sizes, lora, rollouts } = prepared;
+  const { settings, concepts, subjects, words, model, located, kind, resolution, images, sizes } = prepared;
+  const { instancePrompts, rollouts } = prepared;
+  const { trainable } = kind;
   const digests = await model.digests();
   const environment = readEnvironment(options);
-  const prompts = settings.validationPrompts ?? [subject.instancePrompt, ...scenePrompts(subject)];
+  const prompts = settings.validationPrompts ?? defaultPrompts(subjects);
   const drawn = [...new Set([...prompts, ...(rollouts?.prompts ?? [])])];
   const warnings = [
-    ...references.warnings,
     ...halfPrecisionWarnings(settings.mixedPrecision, options.device),
-    ...unnamedSubjectWarnings(drawn, subject),
-    ...truncations(model, [...instancePrompts, subject.classPrompt, ...drawn]),
+    ...concepts.flatMap(({ references }) => references.warnings),
+    ...(subjects.length === 1 ? unnamedSubjectWarnings(drawn, subjects[0]!) : []),
+    ...truncations(model, [...instancePrompts, ...subjects.map((s) => s.classPrompt), ...drawn]),
   ];
   if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
     requireMemory(model, memoryNeeds(prepared));
@@ -193,7 +216,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
               resolution,
               gamma: settings.gamma,
               timeout: settings.rewardTimeout,
-              texts: [...instancePrompts, ...(rollouts?.prompts ?? [])].map((p) => shownBy(p, subject)),
+              texts: [...instancePrompts, ...(rollouts?.prompts ?? [])].map((p) => shownByAny(p, subjects)),
               onWarning: (message) => onEvent?.({ kind: 'warning', message }),
               ...(signal ? { stop: signal } : {}),
             },
@@ -202,8 +225,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         : [];
     const run = await RunFolder.open(options.output, {
       config: {
-        ...runConfig(located, options, digests, subject, resolution, settings, references.images),
-        ...(references.images.some(({ caption }) => caption) ? { captions: instancePrompts } : {}),
+        ...runConfig(located, options, digests, { subjects, words, resolution, settings, images }),
+        ...(images.some(({ caption }) => caption) ? { captions: instancePrompts } : {}),
       },
       adjustable: adjustableSettings,
       environment: { ...environment },
@@ -223,9 +246,9 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
         ? await RunWatch.open(run, {
             engine,
             judges,
-            subject,
+            subjects,
             prompts,
-            photographs: references.images,
+            photographs: images,
             ...(settings.earlyStopping === undefined ? {} : { patience: settings.earlyStopping }),
             ...(onEvent ? { onEvent } : {}),
           })
@@ -235,7 +258,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       prompts,
       settings,
       resolution,
-      lora,
+      trainable,
       ...(watch ? { watch } : {}),
       ...(onEvent ? { onEvent } : {}),
       ...(signal ? { signal } : {}),
@@ -243,45 +266,50 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
 
     // What the base model draws comes first, and its programs go before training starts: a step needs the memory.
     const { priors, texts } = await Cleanup.after(async (drawn) => {
-      const drawer = drawn.release(await TextToImage.create(model, engine, { resolution, lora }));
-      const base = drawn.release(
-        await engine.state(
-          new Map<string, Tensor>(model.loraSpecs(lora).map((s) => [s.input, zeros(s.shape)])),
-        ),
-      );
-      const pictures = settings.withPriorPreservation
-        ? await drawing(
-            classImages(drawer, {
-              folder: options.classDataDir ?? join(run.path, runFiles.classImages),
-              model: digests,
-              prompt: subject.classPrompt,
-              count: settings.numClassImages,
-              seed: settings.seed,
-              steps: settings.samplingSteps,
-              scheduler: settings.scheduler,
-              guidanceScale: settings.guidanceScale,
-              resolution,
-              state: base,
-              ...(onEvent ? { onEvent } : {}),
-              ...(signal ? { signal } : {}),
-            }),
-          )
-        : undefined;
-      for (const message of pictures?.warnings ?? []) onEvent?.({ kind: 'warning', message });
+      const drawer = drawn.release(await TextToImage.create(model, engine, { resolution }));
+      // The base has no state but the rows that new words start as.
+      const rows = new Map<string, Tensor>();
+      for (const variable of model.variables({}))
+        rows.set(variable.input, await startValue(variable, new Random(settings.seed, 'rows')));
+      const base = drawn.release(await engine.state(rows));
+      const priors: { image: ReferenceImage; concept: PreparedConcept }[] = [];
+      for (const [i, concept] of settings.withPriorPreservation ? concepts.entries() : []) {
+        const below =
+          concepts.length === 1 ? runFiles.classImages : join(runFiles.classImages, String(i + 1));
+        const pictures = await drawing(
+          classImages(drawer, {
+            folder: concept.classDataDir ?? join(run.path, below),
+            model: digests,
+            prompt: concept.subject.classPrompt,
+            count: settings.numClassImages,
+            seed: settings.seed,
+            steps: settings.samplingSteps,
+            scheduler: settings.scheduler,
+            guidanceScale: settings.guidanceScale,
+            resolution,
+            state: base,
+            ...(onEvent ? { onEvent } : {}),
+            ...(signal ? { signal } : {}),
+          }),
+        );
+        for (const message of pictures.warnings) onEvent?.({ kind: 'warning', message });
+        priors.push(...pictures.images.map((image) => ({ image, concept })));
+      }
       await validation.draw(0, 'drawing before', async () => [drawer, base]);
       const read = async (prompt: string): Promise<RowText> => ({
-        shows: shownBy(prompt, subject),
+        shows: shownByAny(prompt, subjects),
         embedding: await drawer.embed(prompt, base),
         tokens: model.tokenize(prompt).tokens,
       });
       const known = new Map<string, RowText>();
-      const trained = [...instancePrompts, subject.classPrompt, ...(rollouts?.prompts ?? [])];
+      const classes = subjects.map((s) => s.classPrompt);
+      const trained = [...instancePrompts, ...classes, ...(rollouts?.prompts ?? [])];
       for (const prompt of new Set(trained)) known.set(prompt, await read(prompt));
       return {
-        priors: pictures?.images,
+        priors: priors.map(({ image }) => image),
         texts: {
           instances: instancePrompts.map((p) => known.get(p)!),
-          class: known.get(subject.classPrompt)!,
+          priors: priors.map(({ concept }) => known.get(concept.subject.classPrompt)!),
           rollouts: rollouts?.prompts.map((p) => known.get(p)!),
         },
       };
@@ -309,15 +337,20 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       randomFlip: settings.randomFlip,
       ...(store ? { store } : {}),
     };
-    const rewardReferences = cleanup.release(new ReferenceCache(engine, references.images, known, view));
-    const instanceLatents = new LatentCache(encoder, references.images, view);
-    const priorLatents = priors && new LatentCache(encoder, priors, view);
+    const rewardReferences = cleanup.release(new ReferenceCache(engine, images, known, view));
+    const instanceLatents = new LatentCache(encoder, images, view);
+    const priorLatents = priors.length > 0 ? new LatentCache(encoder, priors, view) : undefined;
     const states =
       rollouts &&
-      new Rollouts(await TextToImage.create(model, engine, { resolution, lora }), rollouts, settings.seed, {
-        onProgress: (done, total) => onEvent?.({ kind: 'stage', name: 'drawing roll-outs', done, total }),
-        ...(signal ? { signal } : {}),
-      });
+      new Rollouts(
+        await TextToImage.create(model, engine, { resolution, adaptation: trainable }),
+        rollouts,
+        settings.seed,
+        {
+          onProgress: (done, total) => onEvent?.({ kind: 'stage', name: 'drawing roll-outs', done, total }),
+          ...(signal ? { signal } : {}),
+        },
+      );
     if (states) cleanup.release(states);
     const personalisation = cleanup.release(
       await Personalisation.create(
@@ -331,16 +364,16 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
             texts: texts.instances,
             sizes,
           },
-          ...(priorLatents ? { priors: { latents: priorLatents, text: texts.class } } : {}),
+          ...(priorLatents ? { priors: { latents: priorLatents, texts: texts.priors } } : {}),
           ...(states && texts.rollouts ? { rollouts: { states, texts: texts.rollouts } } : {}),
-          prompt: subject.instancePrompt,
-          priorDigest: priors ? pixelDigests(priors).join(' ') : '',
+          prompt: subjects[0]!.instancePrompt,
+          priorDigest: pixelDigests(priors).join(' '),
           ...(earlyStopping ? { earlyStopping } : {}),
-          validate: (step, factors) => validation.drawWith(step, `drawing at step ${step}`, factors),
+          validate: (step, learnt) => validation.drawWith(step, `drawing at step ${step}`, learnt),
           ...(onEvent ? { onEvent } : {}),
           ...(signal ? { signal } : {}),
         },
-        stepSettings(settings, rewards, lora, resolution),
+        stepSettings(settings, rewards, trainable, resolution),
       ),
     );
     onEvent?.({
@@ -349,40 +382,39 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       method: methodName(settings),
       fromStep: personalisation.fromStep,
       steps: settings.steps,
-      images: references.images.length,
+      images: images.length,
       trainableParameters: personalisation.trainableParameters,
     });
     const done = await personalisation.train();
 
-    const factors = await personalisation.factors();
-    const write = (learnt: ReadonlyMap<string, Tensor>, steps: number): Promise<string[]> =>
-      writeLoraFiles(
-        run.path,
-        loraFromFactors(learnt, settings.loraAlpha),
-        loraDescription(model, subject, { ...settings, steps }, resolution),
-      );
-    let files = await write(factors, done);
     await personalisation.release();
-    await validation.drawWith(done, 'drawing after', factors);
+    await validation.drawWith(done, 'drawing after', await personalisation.learntAt(done));
     const kept = earlyStopping?.best?.step ?? done;
-    if (kept !== done) files = await write(await personalisation.factorsAt(kept), kept);
+    const files = await kind.save({
+      folder: run.path,
+      model,
+      predictionType: options.predictionType,
+      learnt: await personalisation.learntAt(kept),
+      description: loraDescription(model, subjects[0]!, { ...settings, steps: kept }, resolution),
+    });
     const course = earlyStopping ? stoppingNotes(done, kept, settings) : [watch?.decline ?? []].flat();
     for (const message of course) onEvent?.({ kind: 'warning', message });
     const [before, after] = [await validation.read(0), await validation.read(kept)];
     const seconds = (performance.now() - started) / 1000;
     const report = await writeRunReport({
       run,
-      subject,
+      subjects,
       settings,
       model: located.identity,
       resolution,
-      references: references.images,
+      references: images,
       environment,
       samples: prompts.map((prompt, p) => ({ prompt, before: before[p]!, after: after[p]! })),
       trainableParameters: personalisation.trainableParameters,
       seconds,
       steps: { done, kept },
       notes: [...course, ...warnings, ...reportNotes(options.model === undefined)],
+      usages: kind.usages(run.path),
     });
     onEvent?.({
       kind: 'finished',
@@ -391,7 +423,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       seconds,
       files: [...files, report],
     });
-    return { run: run.path, report, lora: files[0]!, kohyaLora: files[1]!, steps: kept };
+    return { run: run.path, report, files, steps: kept };
   });
 }
 
@@ -403,6 +435,7 @@ function settingsOf(options: PersonaliseOptions): Partial<PersonaliseSettings> {
     offline: _offline,
     predictionType: _prediction,
     images: _images,
+    concepts: _concepts,
     instancePrompt: _instance,
     classPrompt: _class,
     output: _output,
@@ -448,7 +481,7 @@ function cutting(
 function rolloutSettings(
   model: StableDiffusion,
   settings: PersonaliseSettings,
-  subject: SubjectPrompt,
+  subjects: readonly SubjectPrompt[],
 ): RolloutSettings | undefined {
   if (settings.rolloutFraction === 0) return undefined;
   model.scheduler.sampler({ scheduler: 'ddim' });
@@ -457,7 +490,7 @@ function rolloutSettings(
     throw new UsageError(`--rollout-steps ${settings.rolloutSteps}: this model knows ${steps} noise levels.`);
   }
   return {
-    prompts: settings.rolloutPrompts ?? scenePrompts(subject),
+    prompts: settings.rolloutPrompts ?? subjects.flatMap((subject) => scenePrompts(subject)),
     count: settings.numRollouts,
     every: settings.rolloutEvery,
     samplingSteps: settings.rolloutSteps,

@@ -3,6 +3,7 @@ import type { SubjectPrompt } from '../data/prompts.js';
 import type { ReferenceImage } from '../data/reference-images.js';
 import type { Json } from '../formats/json-config.js';
 import type { LocatedModel } from '../pretrained/model-reference.js';
+import type { NewWord } from '../pretrained/new-words.js';
 import type { BaseModelOptions } from './base-model.js';
 import type { PersonaliseSettings } from './personalisation-settings.js';
 import { completeRewards, rewardsAsJson } from './reward-spec.js';
@@ -22,39 +23,54 @@ export const adjustableSettings = [
   'cacheLatentsToDisk',
   'validationSteps',
   'reportTo',
+  'saveModel',
 ]
   .map((key) => `settings.${key}`)
   .concat('model');
+
+/** What a run is made of beside its model. */
+export interface ConfiguredRun {
+  /** What is taught, one or several. */
+  readonly subjects: readonly SubjectPrompt[];
+  readonly words: readonly NewWord[];
+  readonly resolution: number;
+  readonly settings: PersonaliseSettings;
+  readonly images: readonly ReferenceImage[];
+}
 
 /** All that is needed to repeat the run, and to notice when something else is asked for. Pictures count by their pixels, not by their place. */
 export function runConfig(
   located: LocatedModel,
   { variant, predictionType }: BaseModelOptions,
   digests: Readonly<Record<string, string>>,
-  subject: SubjectPrompt,
-  resolution: number,
-  settings: PersonaliseSettings,
-  images: readonly ReferenceImage[],
+  { subjects, words, resolution, settings, images }: ConfiguredRun,
 ): Record<string, Json> {
-  const { checkpointsTotalLimit: _limit, reward, ...all } = settings;
-  const { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps, judges, ...rest } = all;
-  // Left out where there are none, so that runs from before there were any can be gone on with.
+  const { checkpointsTotalLimit: _limit, reward, train, numVectors, saveModel, ...all } = settings;
+  const { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps, judges, ...others } = all;
+  // Left out where there are none, or the default is taken, so that runs from before there was a choice can be gone on with.
   const rollouts =
     rolloutFraction > 0 ? { rolloutFraction, rolloutPrompts, numRollouts, rolloutEvery, rolloutSteps } : {};
   const kept = {
-    ...rest,
+    ...others,
     ...rollouts,
     ...(judges.length > 0 ? { judges } : {}),
+    ...(train === 'lora' ? {} : { train }),
+    ...(numVectors === 1 ? {} : { numVectors }),
+    ...(saveModel ? {} : { saveModel }),
     reward: rewardsAsJson(completeRewards(reward, settings.rewardCombination)),
   };
+  const [subject] = subjects;
   return {
     model: located.identity,
-    // The default is left out, so that runs from before there was a choice can be gone on with.
     ...(variant === undefined || variant === 'full' ? {} : { variant }),
     ...(predictionType && { predictionType }),
     modelDigests: digests,
-    instancePrompt: subject.instancePrompt,
-    classPrompt: subject.classPrompt,
+    instancePrompt: subject!.instancePrompt,
+    classPrompt: subject!.classPrompt,
+    ...(subjects.length > 1
+      ? { concepts: subjects.map(({ instancePrompt, classPrompt }) => ({ instancePrompt, classPrompt })) }
+      : {}),
+    ...(words.length > 0 ? { words: words.map((word) => ({ ...word })) } : {}),
     images: pixelDigests(images),
     settings: { ...(JSON.parse(JSON.stringify(kept)) as Record<string, Json>), resolution },
   };

@@ -8,7 +8,7 @@ import {
   encodeThumbnail,
   type RgbImage,
 } from '../data/image-grid.js';
-import type { SubjectPrompt } from '../data/prompts.js';
+import { type SubjectPrompt, subjectName } from '../data/prompts.js';
 import type { ReferenceImage } from '../data/reference-images.js';
 import { RunError } from '../errors.js';
 import { chartsFromMetrics, type ReportImage, renderReport } from '../evaluation/report.js';
@@ -20,6 +20,8 @@ import { type RunFolder, runFiles } from '../training/run-folder.js';
 import { type Environment, packageVersion } from './environment.js';
 import type { PersonaliseSettings } from './personalisation-settings.js';
 import { completeRewards } from './reward-spec.js';
+import { shellWord } from './shell-word.js';
+import type { Usage } from './training-kind.js';
 
 /** Longer side of a reference picture on the page, in pixels. */
 const THUMBNAIL = 320;
@@ -33,7 +35,8 @@ export interface PromptSamples {
 
 export interface RunReportInputs {
   readonly run: RunFolder;
-  readonly subject: SubjectPrompt;
+  /** What was taught; the first is the page's title where there are several. */
+  readonly subjects: readonly SubjectPrompt[];
   readonly settings: PersonaliseSettings;
   readonly model: string;
   readonly resolution: number;
@@ -46,6 +49,8 @@ export interface RunReportInputs {
   readonly seconds: number;
   readonly environment: Environment;
   readonly notes: readonly string[];
+  /** How other tools take the run's files. */
+  readonly usages: readonly Usage[];
 }
 
 /** All pictures of one time as a grid, a row a prompt. */
@@ -143,6 +148,11 @@ function methodName({ method, reward, rewardCombination, rolloutFraction }: Pers
   return `DPG with the ${names.join(', ').replace(/, ([^,]*)$/, ' and $1')} reward${names.length > 1 ? 's' : ''}${states}`;
 }
 
+/** '"sks" was' */
+function taught(subjects: readonly SubjectPrompt[]): string {
+  return `${subjects.map(({ token }) => `"${token}"`).join(' and ')} ${subjects.length === 1 ? 'was' : 'were'}`;
+}
+
 /** Settings as the page shows them. */
 function shown(settings: PersonaliseSettings): [string, string][] {
   const rewards = completeRewards(settings.reward, settings.rewardCombination).map(
@@ -161,13 +171,14 @@ function shown(settings: PersonaliseSettings): [string, string][] {
 
 /** Writes the report of a finished run into its folder; gives its path. */
 export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
-  const { run, subject, settings, references, samples, steps } = inputs;
+  const { run, subjects, settings, references, samples, steps } = inputs;
+  const subject = subjects[0]!;
   const metrics = await readMetrics(join(run.path, runFiles.metrics));
   const timings = await readMetrics(join(run.path, runFiles.timings));
   const seconds = timings.map((t) => Number(t.seconds)).sort((a, b) => a - b);
   // The log keeps one line a step through every stop and resume.
   const training = seconds.reduce((sum, step) => sum + step, 0);
-  const name = `${subject.token} ${subject.className}`;
+  const name = subjectName(subject);
   const comparisons = await Promise.all(
     samples.map(async ({ prompt, before, after }) => ({
       prompt,
@@ -176,8 +187,8 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
     })),
   );
   const html = renderReport({
-    title: name,
-    summary: `"${subject.token}" was taught to a text-to-image model from ${references.length} pictures of one ${subject.className}, in ${steps.kept} steps.`,
+    title: subjects.map((s) => subjectName(s)).join(', '),
+    summary: `${taught(subjects)} taught to a text-to-image model from ${references.length} pictures${subjects.length === 1 ? ` of one ${subject.className}` : ''}, in ${steps.kept} steps.`,
     method: methodName(settings),
     token: subject.token,
     figures: [
@@ -198,20 +209,11 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
     course: await courseOf(run),
     charts: [...chartsFromMetrics(metrics), ...watchCharts(metrics)],
     usages: [
-      {
-        title: 'diffusers',
-        file: runFiles.lora,
-        code: `pipe.load_lora_weights(${JSON.stringify(run.path)}, weight_name="${runFiles.lora}")`,
-      },
-      {
-        title: 'ComfyUI, AUTOMATIC1111, Forge',
-        file: runFiles.kohyaLora,
-        code: `cp ${quoted(join(run.path, runFiles.kohyaLora))} YOUR_TOOL/models/loras/`,
-      },
+      ...inputs.usages,
       {
         title: 'portrayal',
         file: run.path,
-        code: `npx portrayal generate --run ${quoted(run.path)} --prompt ${quoted(`a ${name} on the beach`)} --num-images 4 --output out/`,
+        code: `npx portrayal generate --run ${shellWord(run.path)} --prompt ${shellWord(`a ${name} on the beach`)} --num-images 4 --output out/`,
       },
     ],
     settings: [
@@ -219,8 +221,10 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
         title: 'Settings',
         rows: [
           ['model', inputs.model],
-          ['instance prompt', subject.instancePrompt],
-          ['class prompt', subject.classPrompt],
+          ...subjects.flatMap(({ instancePrompt, classPrompt }): [string, string][] => [
+            ['instance prompt', instancePrompt],
+            ['class prompt', classPrompt],
+          ]),
           ['resolution', `${inputs.resolution} px`],
           ...shown(settings),
         ],
@@ -242,11 +246,6 @@ export async function writeRunReport(inputs: RunReportInputs): Promise<string> {
     producer: `portrayal ${packageVersion()}`,
   });
   return run.write(runFiles.report, html);
-}
-
-/** A word of a POSIX shell's command line: whatever is in it, the shell passes it on as it is. */
-function quoted(text: string): string {
-  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
 const words = (key: string): string => key.replace(/[A-Z0-9]+/g, (c) => ` ${c.toLowerCase()}`);

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import type { RgbImage } from '../data/image-grid.js';
-import { mentionsSubject, type SubjectPrompt, shownBy } from '../data/prompts.js';
+import { mentionsSubject, type SubjectPrompt, shownByAny } from '../data/prompts.js';
 import { chainDivergence } from '../diffusion/divergence.js';
 import type { Engine, State } from '../engine/engine.js';
 import { UsageError } from '../errors.js';
@@ -61,7 +61,7 @@ export async function openRunJudges(
 export interface WatchOptions {
   readonly engine: Engine;
   readonly judges: readonly NamedJudge[];
-  readonly subject: SubjectPrompt;
+  readonly subjects: readonly SubjectPrompt[];
   /** Of the validation pictures. */
   readonly prompts: readonly string[];
   readonly photographs: readonly RgbImage[];
@@ -84,10 +84,10 @@ export class RunWatch {
     private readonly options: WatchOptions,
     records: Awaited<ReturnType<typeof readMetrics>>,
   ) {
-    const { judges, engine, subject, prompts, photographs, patience } = options;
+    const { judges, engine, subjects, prompts, photographs, patience } = options;
     const texts = prompts.map((prompt) => ({
-      text: shownBy(prompt, subject),
-      ofSubject: mentionsSubject(prompt, subject),
+      text: shownByAny(prompt, subjects),
+      ofSubject: subjects.some((subject) => mentionsSubject(prompt, subject)),
     }));
     this.#judges = judges.length > 0 ? new RunJudges(judges, engine, texts, photographs) : undefined;
     this.#measured = new Set(records.filter((r) => SCORE in r || 'updateNorm' in r).map(({ step }) => step));

@@ -1,5 +1,5 @@
 import { adamw } from '../optim/adamw.js';
-import type { LoraSettings } from '../pretrained/stable-diffusion.js';
+import type { Trainable } from '../pretrained/trainable.js';
 import type { WeightedReward } from '../rewards/reward.js';
 import type { PersonalisationSettings } from '../training/personalisation.js';
 import type { ObjectiveSettings } from '../training/personalisation-step.js';
@@ -36,14 +36,14 @@ function objectiveSettings(
 export function stepSettings(
   settings: PersonaliseSettings,
   rewards: readonly WeightedReward[],
-  lora: LoraSettings,
+  trainable: Trainable,
   resolution: number,
 ): PersonalisationSettings {
   return {
     objective: objectiveSettings(settings, rewards),
     onRewardFailure: settings.onRewardFailure,
     priorLossWeight: settings.priorLossWeight,
-    lora,
+    trainable,
     instances: settings.trainBatchSize,
     ...(settings.rolloutFraction > 0 ? { rollouts: true, rolloutFraction: settings.rolloutFraction } : {}),
     priors: settings.withPriorPreservation ? settings.trainBatchSize : 0,

@@ -3,10 +3,12 @@ import type { RgbImage } from '../data/image-grid.js';
 import type { Engine, State } from '../engine/engine.js';
 import { CancelledError } from '../errors.js';
 import { pathExists } from '../formats/path-exists.js';
-import { loraFromFactors } from '../pretrained/lora.js';
-import type { LoraSettings, StableDiffusion } from '../pretrained/stable-diffusion.js';
+
+import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
+import type { Trainable, TrainedWeights } from '../pretrained/trainable.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
+
 import type { TrainingListener } from '../training/events.js';
 import { type RunFolder, runFiles } from '../training/run-folder.js';
 import { Cleanup } from './cleanup.js';
@@ -21,7 +23,7 @@ export interface ValidationSettings {
     'numValidationImages' | 'seed' | 'samplingSteps' | 'scheduler' | 'guidanceScale'
   >;
   readonly resolution: number;
-  readonly lora: LoraSettings;
+  readonly trainable: Trainable;
   /** Measures the pictures, where that is asked for. */
   readonly watch?: RunWatch;
   readonly onEvent?: TrainingListener;
@@ -71,28 +73,40 @@ export class ValidationPictures {
     await this.options.watch?.measure(step, () => this.read(step), distance);
   }
 
-  /** The same with low-rank factors, by the names of their inputs, on programs that are made for it and released again. */
-  drawWith(step: number, name: string, factors: ReadonlyMap<string, Tensor>): Promise<void> {
-    const { resolution, lora } = this.options;
+  /** The same with what was learnt, by the names of the inputs, on programs that are made for it and released again. */
+  drawWith(step: number, name: string, learnt: TrainedWeights): Promise<void> {
+    const { resolution, trainable: adaptation } = this.options;
     return Cleanup.after((drawn) => {
       let made: readonly [TextToImage, State] | undefined;
       const drawer = async () => {
         made ??= [
-          drawn.release(await TextToImage.create(this.model, this.engine, { resolution, lora })),
-          drawn.release(await this.engine.state(factors)),
+          drawn.release(await TextToImage.create(this.model, this.engine, { resolution, adaptation })),
+          drawn.release(await this.#stateOf(learnt.names, learnt.read)),
         ];
         return made;
       };
       return this.draw(step, name, drawer, async () => {
         const [own, policy] = await drawer();
-        const zero = new Map([...factors].map(([factor, t]) => [factor, zeros(t.shape)]));
-        const base = drawn.release(await this.engine.state(zero));
+        const start = new Map(this.model.variables(adaptation).map((v) => [v.input, v]));
+        const base = drawn.release(
+          await this.#stateOf(learnt.names, async (input) => {
+            const { stored, shape } = start.get(input)!;
+            return stored ? stored() : zeros(shape); // low-rank factors: no update
+          }),
+        );
         return {
-          updateNorm: await this.model.relativeUpdate(loraFromFactors(factors, lora.alpha)),
+          updateNorm: await this.model.relativeUpdate(adaptation, learnt),
           klToBase: await drawing(this.#divergence(own, { policy, base })),
         };
       });
     });
+  }
+
+  /** A state that is filled tensor by tensor, since all weights of a model are too much to hold twice. */
+  async #stateOf(names: readonly string[], read: (name: string) => Promise<Tensor>): Promise<State> {
+    const state = await this.engine.state(new Map());
+    for (const name of names) await state.write(new Map([[name, await read(name)]]));
+    return state;
   }
 
   #divergence(drawer: TextToImage, states: { policy: State; base: State }): Promise<number> {

@@ -115,7 +115,7 @@ test('the demo runs DPG with the look-forward reward, and ends with the report',
   assert.ok(onEvent && signal && String(images).endsWith('teal-zigzag-star-backpack'));
   const complete = completeSettings(settings);
   assert.deepEqual([complete.method, complete.reward], ['dpg', 'look-forward']);
-  const { token } = readSubjectPrompt({ instancePrompt, classPrompt: classPrompt! });
+  const { token } = readSubjectPrompt({ instancePrompt: instancePrompt!, classPrompt: classPrompt! });
   assert.ok(complete.validationPrompts!.every((prompt) => prompt.split(' ').includes(token)));
 });
 

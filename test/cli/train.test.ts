@@ -76,6 +76,10 @@ test('every flag sets its option', async () => {
     '--prior-loss-weight': ['priorLossWeight', 0.5],
     '--num-class-images': ['numClassImages', 9],
     '--scheduler': ['scheduler', 'PNDMScheduler'],
+    '--train': ['train', 'full'],
+    '--placeholder-token': ['placeholderToken', '<toy>'],
+    '--num-vectors': ['numVectors', 2],
+    '--concepts-list': ['concepts', 'concepts.json'],
     '--rank': ['rank', 4],
     '--lora-alpha': ['loraAlpha', 2.5],
     '--ema-decay': ['emaDecay', 0.99],
@@ -125,12 +129,30 @@ test('switches go both ways', async () => {
     '--enable-bucket': 'enableBucket',
     '--cache-latents-to-disk': 'cacheLatentsToDisk',
     '--memory-check': 'memoryCheck',
+    '--save-model': 'saveModel',
   };
   for (const [flag, option] of Object.entries(names)) {
     assert.deepEqual((await train(...needed, flag)).asked, { ...asNeeded, [option]: true });
     const off = flag.replace('--', '--no-');
     assert.deepEqual((await train(...needed, off)).asked, { ...asNeeded, [option]: false });
   }
+});
+
+test('new words and what they start as: a flag each, or joined by +', async () => {
+  const words = ['<new1>', '<new2>'];
+  const separate = await train(...needed, '--modifier-token', '<new1>', '--modifier-token', '<new2>');
+  assert.deepEqual(separate.asked, { ...asNeeded, modifierToken: words });
+  const joined = ['--modifier-token', '<new1>+<new2>', '--initializer-token', 'ktn+pll'];
+  assert.deepEqual((await train(...needed, ...joined)).asked, {
+    ...asNeeded,
+    modifierToken: words,
+    initializerToken: ['ktn', 'pll'],
+  });
+});
+
+test('a list of concepts stands for pictures and prompt', async () => {
+  const { asked, err } = await train('--concepts-list', 'concepts.json', '--output', 'run');
+  assert.deepEqual(asked, { concepts: 'concepts.json', output: 'run' }, err);
 });
 
 test('rewards add up, one a flag', async () => {

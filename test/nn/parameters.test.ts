@@ -164,18 +164,14 @@ describe('low-rank updates', () => {
     const graph = new Graph();
     const input = graph.input('x', 'float32', x.shape);
     const base = new InputParameters(graph, 'base.');
-    const lora = new LoraParameters(base, graph, {
-      rank,
-      alpha,
-      targets: (path) => path === 'to_q',
-      prefix: 'unet.',
-    });
+    const factors = new InputParameters(graph, 'unet.');
+    const lora = new LoraParameters(base, factors, { rank, alpha, targets: (path) => path === 'to_q' });
     const options = { in: inFeatures, out: outFeatures, bias: false };
     graph.output('adapted', linear(new Scope(lora, 'to_q'), input, options));
     graph.output('untargeted', linear(new Scope(lora, 'to_k'), input, options));
     graph.output('merged', linear(new Scope(new InputParameters(graph, 'merged.'), 'to_q'), input, options));
     assert.deepEqual(
-      lora.specs.map((s) => [s.input, s.shape, s.init.kind]),
+      factors.specs.map((s) => [s.input, s.shape, s.init.kind]),
       [
         ['unet.to_q.lora_A.weight', [rank, inFeatures], 'uniform'],
         ['unet.to_q.lora_B.weight', [outFeatures, rank], 'zeros'],
@@ -204,14 +200,15 @@ describe('low-rank updates', () => {
         has: (path) => path === `${stored}embeddings.token_embedding.weight`,
         parameter: (path, shape, init) => asked.parameter(path, shape, init),
       };
-      const lora = new LoraParameters(base, graph, {
+      const factors = new InputParameters(graph);
+      const lora = new LoraParameters(base, factors, {
         rank: 1,
         alpha: 1,
         targets: (path) => path.endsWith('q_proj'),
       });
       builders.text_encoder(graph, lora);
       assert.ok(asked.values.has(`${stored}encoder.layers.1.mlp.fc1.weight`));
-      assert.deepEqual([...lora.values.keys()].slice(0, 2), [
+      assert.deepEqual([...factors.values.keys()].slice(0, 2), [
         'text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight',
         'text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight',
       ]);

@@ -6,7 +6,7 @@ import { multiHeadAttention } from '../../src/nn/attention.js';
 import { conv2d as conv } from '../../src/nn/conv2d.js';
 import { linear } from '../../src/nn/linear.js';
 import { addLora, LoraParameters } from '../../src/nn/lora.js';
-import { type ParameterSource, Scope } from '../../src/nn/parameters.js';
+import { InputParameters, type ParameterSource, Scope } from '../../src/nn/parameters.js';
 import { conv2d } from '../../src/onnx/conv.js';
 import { add, gelu, mul, silu, square } from '../../src/onnx/elementwise.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
@@ -38,7 +38,8 @@ suite('structure of graphs', () => {
     const graph = new Graph('low_rank_update');
     const x = graph.input('x', 'float32', [2, 3, 16]);
     const base = frozen(graph);
-    const adapted = new LoraParameters(base, graph, {
+    const updates = new InputParameters(graph);
+    const adapted = new LoraParameters(base, updates, {
       rank: 2,
       alpha: 1,
       targets: (path) => path !== 'first',
@@ -47,7 +48,7 @@ suite('structure of graphs', () => {
     const hidden = linear(scope.at('first'), x, { in: 16, out: 12 });
     const twice = linear(scope.at('second'), hidden, { in: 12, out: 10 });
     const loss = mean(square(linear(scope.at('third'), twice, { in: 10, out: 9, bias: false })));
-    const factors = [...adapted.values.values()];
+    const factors = [...updates.values.values()];
     const found = gradients(loss, factors);
     outputs(graph, { loss, ...Object.fromEntries(factors.map((f, i) => [`d ${f.name}`, found[i]!])) });
     const flow = graph.liveNodes().flatMap((n) => n.outputs.map((v) => v.shape.join()));

@@ -41,7 +41,8 @@ test('two LoRAs with weights, on attention, convolutions and text: what diffuser
   const encoderHiddenStates = graph.input('context', 'float32', [2, 7, 16]);
   graph.output(
     'unet',
-    model.denoiser(graph, { sample, timestep, condition: { encoderHiddenStates } }, { lora: applied }).result,
+    model.denoiser(graph, { sample, timestep, condition: { encoderHiddenStates } }, { adaptation: applied })
+      .result,
   );
   graph.output('text_encoder', model.textEncoder(graph, 1, applied).result.condition);
   const program = await engine.compile(graph);

@@ -11,8 +11,9 @@ import { Graph } from '../../src/onnx/graph.js';
 import { sgd } from '../../src/optim/sgd.js';
 import { openModelFolder } from '../../src/pretrained/model-folder.js';
 import type { TextEmbedding } from '../../src/pretrained/pipeline-kind.js';
-import { type LoraSettings, StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
+import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import { TextToImage } from '../../src/pretrained/text-to-image.js';
+import type { LoraSettings } from '../../src/pretrained/trainable.js';
 import { openWeights, weightSource } from '../../src/pretrained/weights.js';
 import { concatRows } from '../../src/tensor/rows.js';
 import type { Tensor } from '../../src/tensor/tensor.js';
@@ -205,7 +206,7 @@ suite('SDXL against diffusers', () => {
     const { micro } = buildStep(model, {
       objective,
       priorLossWeight: facts.priorWeight,
-      lora,
+      trainable: { lora },
       instances: 2,
       priors: 2,
       resolution: model.resolution,
@@ -216,7 +217,7 @@ suite('SDXL against diffusers', () => {
       optimizer,
     });
     const factors = model
-      .loraSpecs(lora)
+      .variables({ lora })
       .map(({ input }) => input)
       .sort();
     const starts = [...golden.keys()]

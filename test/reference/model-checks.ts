@@ -113,7 +113,7 @@ export async function checkModel(
     const { micro } = buildStep(model, {
       objective: { method: 'dreambooth' },
       priorLossWeight: 1,
-      lora,
+      trainable: { lora },
       instances: 1,
       priors: 1,
       resolution: width * model.downscale,
@@ -124,13 +124,16 @@ export async function checkModel(
       optimizer,
     });
     const start = named('start');
-    const specs = model.loraSpecs(lora).map(({ input }) => input);
+    const specs = model.variables({ lora }).map(({ input }) => input);
     checks.all(
       `${name}: factors of the ${trained}`,
       specs.filter((key) => start.has(key)).length,
       Math.max(specs.length, start.size),
     );
-    const sums = accumulatorState(start, parts);
+    const sums = accumulatorState(
+      [...start].map(([key, { shape }]) => ({ name: key, shape })),
+      parts,
+    );
     const state = await engine.state(new Map([...start, ...sums]));
     const program = await engine.compile(micro);
     const { loss } = await program.run(

@@ -92,7 +92,7 @@ suite('deterministic policy gradient on any rewards, against PyTorch', () => {
       const graphs = buildStep(model, {
         objective: { method: 'dpg', criticLearningRate: c.criticLearningRate, ...settings },
         priorLossWeight: c.priorWeight,
-        lora: { rank: 4, alpha: 4, textEncoder: false },
+        trainable: { lora: { rank: 4, alpha: 4, textEncoder: false } },
         instances: 2,
         priors: 2,
         resolution,

@@ -27,7 +27,7 @@ const open = (computeType: 'float32' | 'float16', name = 'sd1-tiny') =>
 const settingsOf = (model: StableDiffusion, parts: number): StepSettings => ({
   objective: { method: 'dpg look-forward', gamma: 0.999, criticLearningRate: 1e-6 },
   priorLossWeight: 1,
-  lora: { rank: 4, alpha: 4, textEncoder: true },
+  trainable: { lora: { rank: 4, alpha: 4, textEncoder: true } },
   instances: 1,
   priors: 1,
   resolution: model.resolution,
@@ -50,7 +50,9 @@ suite('a training step in half precision', () => {
       const model = await open('float16');
       const settings = settingsOf(model, parts);
       const { micro, apply } = buildStep(model, settings);
-      const parameters = model.loraSpecs(settings.lora).map(({ input, shape }) => ({ name: input, shape }));
+      const parameters = model
+        .variables(settings.trainable)
+        .map(({ input, shape }) => ({ name: input, shape }));
       const random = new Random(3, 'start');
       const factors = new Map<string, Tensor>(
         parameters.map(({ name, shape }) => [name, random.derive(name).uniforms(shape, -0.1, 0.1)]),
@@ -62,7 +64,7 @@ suite('a training step in half precision', () => {
           ...[...factors].map(([name, t]) => [emaName(name), t] as const),
           ...settings.optimizer.init(parameters),
           ...Critic.initial([1, ...latents], new Random(3, 'critic')),
-          ...accumulatorState(factors, parts),
+          ...accumulatorState(parameters, parts),
         ]),
       );
       const programs = { micro: await engine.compile(micro), apply: apply && (await engine.compile(apply)) };

@@ -8,7 +8,8 @@ import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import type { ComputeType } from '../../src/nn/parameters.js';
 import { adamw } from '../../src/optim/adamw.js';
-import { type LoraSettings, StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
+import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
+import type { LoraSettings } from '../../src/pretrained/trainable.js';
 import { float32, int64, type Tensor, tensor, zeros } from '../../src/tensor/tensor.js';
 import { LossScaler } from '../../src/training/loss-scaler.js';
 import {
@@ -168,7 +169,7 @@ suite('training against PyTorch', () => {
     const settings: StepSettings = {
       objective: objectiveOf(c),
       priorLossWeight: c.priorWeight ?? 1,
-      lora,
+      trainable: { lora },
       instances: 2,
       priors: c.priorWeight === null ? 0 : 2,
       resolution: world.resolution,
@@ -181,7 +182,7 @@ suite('training against PyTorch', () => {
     };
     const { micro, apply } = buildStep(model, settings, { width, height });
     const start = named(`${c.world}/start/`);
-    const factors = new Map(model.loraSpecs(lora).map(({ input }) => [input, start.get(input)!]));
+    const factors = new Map(model.variables({ lora }).map(({ input }) => [input, start.get(input)!]));
     const end = named(`${c.name}/end/`);
     assert.deepEqual([...factors.keys()].sort(), [...end.keys()].sort());
     const critic = [...named(`${c.name}/critic start/`)].map(([key, t]) => [`critic.${key}`, t] as const);
@@ -191,7 +192,7 @@ suite('training against PyTorch', () => {
         ...factors,
         ...critic,
         ...optimizer.init(parameters),
-        ...accumulatorState(factors, c.gradientAccumulation),
+        ...accumulatorState(parameters, c.gradientAccumulation),
       ]),
     );
     const programs = { micro: await engine.compile(micro), apply: apply && (await engine.compile(apply)) };
@@ -248,7 +249,7 @@ suite('training against PyTorch', () => {
       const error = relativeError(final.get(name)!, expected);
       assert.ok(error <= tolerance.parameter, `${name} after the last step: relative error ${error}`);
     }
-    for (const [name, sum] of accumulatorState(factors, c.gradientAccumulation)) {
+    for (const [name, sum] of accumulatorState(parameters, c.gradientAccumulation)) {
       assert.deepEqual(final.get(name), zeros(sum.shape), 'sums of gradients start again at zero');
     }
     await state.release();

@@ -8,9 +8,9 @@ import { clip } from '../../src/onnx/elementwise.js';
 import type { Value } from '../../src/onnx/graph.js';
 import { mean } from '../../src/onnx/reduction.js';
 import { sgd } from '../../src/optim/sgd.js';
-import { loraFromFactors } from '../../src/pretrained/lora.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import { TextToImage, type VisitedState } from '../../src/pretrained/text-to-image.js';
+import type { TrainedWeights } from '../../src/pretrained/trainable.js';
 import { lookForwardReward } from '../../src/rewards/look-forward.js';
 import { pictureReward } from '../../src/rewards/picture-reward.js';
 import type { GraphReward } from '../../src/rewards/reward.js';
@@ -52,6 +52,11 @@ const lora = { rank: 4, alpha: 4, textEncoder: false };
 const given = (name: string): Tensor<'float32'> => golden.get(name) as Tensor<'float32'>;
 const start = (): Map<string, Tensor> =>
   new Map([...golden].flatMap(([k, t]) => (k.startsWith('start/unet') ? [[k.slice(6), t] as const] : [])));
+
+const startWeights = (): TrainedWeights => {
+  const factors = start();
+  return { names: [...factors.keys()], read: async (name) => factors.get(name)! };
+};
 
 /** Rows of a tensor along its first axis. */
 function rowsOf(t: Tensor<'float32'>, picked: readonly number[]): Float32Array[] {
@@ -103,7 +108,7 @@ suite('roll-outs, against diffusers and PyTorch', () => {
   after(() => engine.close());
 
   test("the visited states are those of diffusers' pipeline", async () => {
-    const drawer = await TextToImage.create(model, engine, { lora });
+    const drawer = await TextToImage.create(model, engine, { adaptation: { lora } });
     const state = await engine.state(start());
     const requests = record.prompts.map((prompt, i) => ({ prompt, seed: record.seeds[i]! }));
     const options = {
@@ -130,7 +135,7 @@ suite('roll-outs, against diffusers and PyTorch', () => {
   });
 
   test('the prediction for single states is the one for a batch of them', async () => {
-    const drawer = await TextToImage.create(model, engine, { lora, batchSize: 1 });
+    const drawer = await TextToImage.create(model, engine, { adaptation: { lora }, batchSize: 1 });
     const state = await engine.state(start());
     const states = [0, 1, 2].map(
       (s): VisitedState => ({
@@ -149,7 +154,7 @@ suite('roll-outs, against diffusers and PyTorch', () => {
   });
 
   test("divergence from the base and size of the update are PyTorch's", async () => {
-    const drawer = await TextToImage.create(model, engine, { lora });
+    const drawer = await TextToImage.create(model, engine, { adaptation: { lora } });
     const policy = await engine.state(start());
     const base = await engine.state(
       new Map([...start()].map(([name, t]) => [name, float32(t.shape, new Float32Array(t.data.length))])),
@@ -173,9 +178,9 @@ suite('roll-outs, against diffusers and PyTorch', () => {
     assert.ok(whole > record.divergence / 2 && whole < record.divergence * 2, `on ten states ${whole}`);
     assert.equal(await divergenceFromBase(model, drawer, { policy: base, base }, drawing), 0);
 
-    const norm = await model.relativeUpdate(loraFromFactors(start(), 4));
+    const norm = await model.relativeUpdate({ lora }, startWeights());
     assert.ok(Math.abs(norm - record.updateNorm) <= 1e-4 * record.updateNorm, `norm ${norm}`);
-    const twice = await model.relativeUpdate(loraFromFactors(start(), 8));
+    const twice = await model.relativeUpdate({ lora: { ...lora, alpha: 8 } }, startWeights());
     assert.ok(Math.abs(twice - 2 * record.updateNorm) <= 1e-4 * record.updateNorm, 'alpha scales it');
     for (const held of [drawer, policy, base]) await held.release();
   });
@@ -198,7 +203,7 @@ suite('roll-outs, against diffusers and PyTorch', () => {
         },
         rollouts: true,
         priorLossWeight: record.priorWeight,
-        lora,
+        trainable: { lora },
         instances,
         priors: 2,
         resolution: 16,

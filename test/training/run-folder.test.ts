@@ -19,6 +19,8 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { OutputError, RunError } from '../../src/errors.js';
+import { tensorStream } from '../../src/formats/safetensors.js';
+import { readTensor } from '../../src/formats/safetensors-file.js';
 import { Random } from '../../src/tensor/random.js';
 import { float32, int64, type Tensor } from '../../src/tensor/tensor.js';
 import { readMetrics } from '../../src/training/metrics-log.js';
@@ -49,10 +51,13 @@ function state(step: number): Map<string, Tensor> {
   ]);
 }
 
+const streams = (tensors: ReadonlyMap<string, Tensor>) =>
+  [...tensors].map(([name, tensor]) => tensorStream(name, tensor, async () => tensor));
+
 async function train(run: RunFolder, to: number, every = 5): Promise<void> {
   for (let step = (run.restored?.step ?? 0) + 1; step <= to; step++) {
     await run.metrics.append({ step, loss: 1 / step });
-    if (step % every === 0) await run.saveCheckpoint(step, state(step), { drawn: step * 2 });
+    if (step % every === 0) await run.saveCheckpoint(step, streams(state(step)), { drawn: step * 2 });
   }
 }
 
@@ -97,8 +102,10 @@ test('a run is resumed with every tensor and counter, and its files end as if it
   const run = await RunFolder.open(stopped, { config, resumeFromCheckpoint: 'latest' });
   assert.equal(run.restored?.step, 10);
   assert.deepEqual(run.restored.progress, { drawn: 20 });
-  for (const [name, tensor] of state(10)) assert.deepEqual(run.restored.tensors.get(name), tensor, name);
-  assert.equal(run.restored.tensors.size, 3);
+  for (const [name, tensor] of state(10)) {
+    assert.deepEqual(await readTensor(run.restored.tensors, name), tensor, name);
+  }
+  assert.equal(run.restored.tensors.entries.size, 3);
   assert.deepEqual(run.warnings, []);
   await train(run, 23);
   await run.close();
@@ -170,9 +177,9 @@ test('only the newest checkpoints are kept when a limit is given', async () => {
 test('saving a step again keeps the checkpoint that is there', async () => {
   const path = newPath();
   const run = await RunFolder.open(path, { config });
-  await run.saveCheckpoint(3, state(3));
+  await run.saveCheckpoint(3, streams(state(3)));
   const earlier = await contents(join(path, 'checkpoints'));
-  assert.equal((await run.saveCheckpoint(3, state(3))).step, 3);
+  assert.equal((await run.saveCheckpoint(3, streams(state(3)))).step, 3);
   assert.deepEqual(await contents(join(path, 'checkpoints')), earlier);
   await run.close();
 });
@@ -239,7 +246,7 @@ test('another environment does not stop a resumed run, but is told', async () =>
   const open = (threads: number, more = {}) =>
     RunFolder.open(path, { config, environment: { node: '22', threads }, ...more });
   const first = await open(2);
-  await first.saveCheckpoint(1, new Map());
+  await first.saveCheckpoint(1, []);
   await first.close();
   const same = await open(2, { resumeFromCheckpoint: 'latest' });
   assert.deepEqual(same.warnings, []);
@@ -357,12 +364,16 @@ test('a folder that cannot be written is an error that says so', async () => {
 test('killed at 25 random moments and resumed each time, a run ends in the same bytes', async () => {
   const module = new URL('../../src/training/run-folder.js', import.meta.url).href;
   const tensors = new URL('../../src/tensor/tensor.js', import.meta.url).href;
+  const file = new URL('../../src/formats/safetensors-file.js', import.meta.url).href;
+  const streams = new URL('../../src/formats/safetensors.js', import.meta.url).href;
   // A make-believe training whose state after each step follows from the state before it.
   const program = `
     import { RunFolder, runFiles } from ${JSON.stringify(module)};
     import { float32 } from ${JSON.stringify(tensors)};
+    import { readTensor } from ${JSON.stringify(file)};
+    import { tensorStream } from ${JSON.stringify(streams)};
     const run = await RunFolder.open(process.argv[1], { config: { seed: 1 }, resumeFromCheckpoint: 'latest', checkpointsTotalLimit: 3 });
-    let weight = run.restored?.tensors.get('weight').data ?? new Float32Array(50000);
+    let weight = run.restored ? (await readTensor(run.restored.tensors, 'weight')).data : new Float32Array(50000);
     let sum = run.restored?.progress.sum ?? 0;
     const first = (run.restored?.step ?? 0) + 1;
     for (let step = first; step <= 110; step++) {
@@ -374,7 +385,7 @@ test('killed at 25 random moments and resumed each time, a run ends in the same 
       await run.metrics.append({ step, loss: weight[7], sum });
       await run.timings.append({ step, seconds: performance.now() });
       if (step % 9 === 0) await run.writeSample('step-' + String(step).padStart(6, '0') + '.png', new Uint8Array(weight.buffer.slice(0, 9000)));
-      if (step % 2 === 0) await run.saveCheckpoint(step, new Map([['weight', float32([50000], weight)]]), { sum });
+      if (step % 2 === 0) await run.saveCheckpoint(step, [tensorStream('weight', float32([50000], weight), async () => float32([50000], weight))], { sum });
     }
     await run.write(runFiles.lora, new Uint8Array(weight.buffer));
     await run.close();`;

@@ -110,7 +110,7 @@ suite('WebGPU against the processor', () => {
     const settings: StepSettings = {
       objective: { method: 'dpg look-forward', gamma: 0.999, criticLearningRate: 1e-6 },
       priorLossWeight: 1,
-      lora: { rank: 4, alpha: 4, textEncoder: true },
+      trainable: { lora: { rank: 4, alpha: 4, textEncoder: true } },
       instances: 1,
       priors: 1,
       resolution: model.resolution,
@@ -121,7 +121,9 @@ suite('WebGPU against the processor', () => {
       optimizer: adamw(),
     };
     const { micro } = buildStep(model, settings);
-    const parameters = model.loraSpecs(settings.lora).map(({ input, shape }) => ({ name: input, shape }));
+    const parameters = model
+      .variables(settings.trainable)
+      .map(({ input, shape }) => ({ name: input, shape }));
     const start = new Map<string, Tensor>([
       // Both factors away from zero, so that all gradients are.
       ...parameters.map(({ name, shape }) => [name, scaled(normal(shape, name), 0.05)] as const),

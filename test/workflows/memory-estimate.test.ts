@@ -22,7 +22,7 @@ function needsOf(change: Partial<MemoryNeeds['step']> = {}, sides = [256]): Memo
     step: {
       objective: { method: 'dpg look-forward', gamma: 0.9986, criticLearningRate: 0.01 },
       priorLossWeight: 1,
-      lora: { rank: 8, alpha: 8, textEncoder: false },
+      trainable: { lora: { rank: 8, alpha: 8, textEncoder: false } },
       instances: 2,
       priors: 2,
       resolution: 256,
@@ -45,7 +45,7 @@ test('what takes more memory is estimated to take more', () => {
   assert.ok(training(needsOf({ gradientCheckpointing: true })) < plain);
   assert.ok(training(needsOf({ instances: 1, priors: 1 })) < plain);
   assert.ok(training(needsOf({ instances: 4, priors: 4 })) > plain);
-  assert.ok(training(needsOf({ lora: { rank: 8, alpha: 8, textEncoder: true } })) > plain);
+  assert.ok(training(needsOf({ trainable: { lora: { rank: 8, alpha: 8, textEncoder: true } } })) > plain);
   assert.ok(training(needsOf({}, [256, 128, 512])) > plain, 'each shape has a step of its own');
   assert.equal(training(needsOf({}, [256, 256])), plain);
   assert.ok(training(needsOf({ rollouts: true })) > plain, 'what draws roll-outs stands beside it');

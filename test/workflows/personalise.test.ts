@@ -58,7 +58,7 @@ test('a run writes everything that it promises, and draws with what it learnt', 
   }
 
   // The LoRA file holds the last checkpoint's factors: alpha equals the rank, so nothing is folded in.
-  const lora = await readSafetensorsFile(result.lora);
+  const lora = await readSafetensorsFile(result.files[0]!);
   const state = await readSafetensorsFile(join(output, 'checkpoints/step-000009/state.safetensors'));
   let moved = 0;
   for (const [name, value] of lora.tensors) {

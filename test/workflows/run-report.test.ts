@@ -11,6 +11,7 @@ import { RunFolder } from '../../src/training/run-folder.js';
 import { readEnvironment } from '../../src/workflows/environment.js';
 import { personaliseDefaults } from '../../src/workflows/personalisation-settings.js';
 import { readSampleGrid, sampleGrid, writeRunReport } from '../../src/workflows/run-report.js';
+import { trainingKind } from '../../src/workflows/training-kind.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
 /** Plain, so that it is quickly encoded, but for its first and last rows and columns: a cut that is off by one shows. */
@@ -75,10 +76,13 @@ async function report(
     for (const [i, value] of seconds.entries()) await run.timings.append({ step: i + 1, seconds: value });
     const path = await writeRunReport({
       run,
-      subject: readSubjectPrompt({
-        instancePrompt: `a photo of ${token} backpack`,
-        classPrompt: 'a photo of backpack',
-      }),
+      subjects: [
+        readSubjectPrompt({
+          instancePrompt: `a photo of ${token} backpack`,
+          classPrompt: 'a photo of backpack',
+        }),
+      ],
+      usages: trainingKind(personaliseDefaults, []).usages(run.path),
       settings: personaliseDefaults,
       model: 'models/world',
       resolution: 16,

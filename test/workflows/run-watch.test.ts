@@ -6,14 +6,15 @@ import { fileURLToPath } from 'node:url';
 import { ModelError, UsageError } from '../../src/errors.js';
 import { readSafetensorsFile } from '../../src/formats/safetensors-file.js';
 import { readEvents } from '../../src/formats/tfevents.js';
+import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import type { TrainingEvent } from '../../src/training/events.js';
 import { type MetricsRecord, readMetrics } from '../../src/training/metrics-log.js';
 import { runFiles } from '../../src/training/run-folder.js';
-import { readRun } from '../../src/workflows/generate.js';
+import { readRunRecord, storedLearnt } from '../../src/workflows/learnt.js';
 import { type PersonaliseOptions, personalise } from '../../src/workflows/personalise.js';
 import { goldenPath } from '../goldens.js';
 import { temporaryFolder } from '../temporary-folder.js';
-import { tinyRun, writePictures } from './tiny-run.js';
+import { tinyModel, tinyRun, writePictures } from './tiny-run.js';
 
 const encoder = (name: string): string => fileURLToPath(goldenPath(`encoders/${name}`));
 
@@ -145,13 +146,13 @@ test('early stopping ends a run that gets no better, keeps the best step, and al
   const kept = await readSafetensorsFile(
     join(output, `checkpoints/step-${String(best).padStart(6, '0')}/state.safetensors`),
   );
-  const lora = await readSafetensorsFile(result.lora);
-  const learnt = (await readRun(output)).factors;
+  const lora = await readSafetensorsFile(result.files[0]!);
+  const learnt = await storedLearnt(await readRunRecord(output), await StableDiffusion.open(tinyModel));
   for (const [name, value] of lora.tensors) {
     const expected = kept.tensors.get(`ema.${name}`);
     assert.ok(expected, name);
     assert.deepEqual(value.data, expected.data, name);
-    assert.deepEqual(learnt.get(name)!.data, expected.data, name);
+    assert.deepEqual((await learnt.get(name)!.read()).data, expected.data, name);
   }
   const report = await readFile(result.report, 'utf8');
   assert.match(report, new RegExp(`Stopped early, after step ${done} of 40: 3 validations in a row`));
