@@ -1,19 +1,21 @@
 // Compares the estimate of a run's memory with the most that the run held, each in a process of its own.
-// npm run bench:memory -- [--write] [--threads N]; --write puts the table into docs/benchmarks.md. Takes some minutes and up to 4 GiB.
+// npm run bench:memory -- [--write] [--threads N] [--model FOLDER]; --write puts the table into docs/benchmarks.md. Takes some minutes and up to 4 GiB.
 import { execFile } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
 import { onnxRuntimeVersion } from '../src/engine/version.js';
 import { estimatePersonalisation, type PersonaliseOptions } from '../src/workflows/personalise.js';
 import { bundledSubjectPath } from '../src/workflows/shipped.js';
-import { writeRandomModel } from './random-model.js';
+import { writeRandomEncoder, writeRandomModel } from './random-model.js';
 
 const { values: flags } = parseArgs({
   options: {
     write: { type: 'boolean', default: false },
+    /** A model of the shape of Stable Diffusion 1.5, to be measured too. */
+    model: { type: 'string' },
     threads: { type: 'string', default: String(availableParallelism()) },
   },
 });
@@ -41,24 +43,29 @@ const midSize = {
 };
 
 const SHIPPED = 'shipped base';
-const cases: readonly (readonly [model: string, what: string, options: Partial<PersonaliseOptions>])[] = [
+const MID_SIZE = 'mid-size';
+const FULL_SIZE = 'Stable Diffusion 1.5';
+type Case = readonly [model: string, what: string, options: Partial<PersonaliseOptions>];
+
+/** What the factors of the estimate were fitted to. */
+const fitted: readonly Case[] = [
   [SHIPPED, '64 px, batch 4 + 4', { trainBatchSize: 4 }],
-  ['mid-size', '256 px, batch 1 + 1', { resolution: 256 }],
-  ['mid-size', '256 px, batch 2 + 2', { resolution: 256, trainBatchSize: 2 }],
-  ['mid-size', '256 px, batch 4 + 4', { resolution: 256, trainBatchSize: 4 }],
+  [MID_SIZE, '256 px, batch 1 + 1', { resolution: 256 }],
+  [MID_SIZE, '256 px, batch 2 + 2', { resolution: 256, trainBatchSize: 2 }],
+  [MID_SIZE, '256 px, batch 4 + 4', { resolution: 256, trainBatchSize: 4 }],
   [
-    'mid-size',
+    MID_SIZE,
     '256 px, batch 2 + 2, gradient checkpointing, text encoder',
     { resolution: 256, trainBatchSize: 2, gradientCheckpointing: true, trainTextEncoder: true },
   ],
-  ['mid-size', '384 px, batch 1 + 1', { resolution: 384, guidanceScale: 1 }],
+  [MID_SIZE, '384 px, batch 1 + 1', { resolution: 384, guidanceScale: 1 }],
   [
-    'mid-size',
+    MID_SIZE,
     '384 px, batch 1 + 1, gradient checkpointing',
     { resolution: 384, gradientCheckpointing: true, guidanceScale: 1 },
   ],
   [
-    'mid-size',
+    MID_SIZE,
     '384 px, batch 2, DreamBooth alone',
     {
       resolution: 384,
@@ -70,14 +77,62 @@ const cases: readonly (readonly [model: string, what: string, options: Partial<P
   ],
 ];
 
+/** What they were not fitted to. */
+const others = (encoder: string): readonly Case[] => [
+  [SHIPPED, '64 px, batch 16 + 16', { trainBatchSize: 16 }],
+  [MID_SIZE, '256 px, batch 1 + 1, reward of DINO ViT-S/16', { resolution: 256, reward: `dino:${encoder}` }],
+  [
+    MID_SIZE,
+    '256 px, batch 2 + 2, reward of DINO ViT-S/16, gradient checkpointing',
+    { resolution: 256, trainBatchSize: 2, reward: `dino:${encoder}`, gradientCheckpointing: true },
+  ],
+  [MID_SIZE, '256 px, batch 1 + 1, JPEG size as reward', { resolution: 256, reward: 'jpeg-size' }],
+  [
+    MID_SIZE,
+    '320 px, batch 3 + 3, text encoder, moving average',
+    { resolution: 320, trainBatchSize: 3, trainTextEncoder: true, useEma: true },
+  ],
+  [
+    MID_SIZE,
+    '384 px, batch 2 + 2, rank 64, two steps accumulated',
+    { resolution: 384, trainBatchSize: 2, rank: 64, loraAlpha: 64, gradientAccumulationSteps: 2 },
+  ],
+  [
+    MID_SIZE,
+    '512 px, batch 1, DreamBooth alone, gradient checkpointing',
+    {
+      resolution: 512,
+      method: 'dreambooth',
+      withPriorPreservation: false,
+      gradientCheckpointing: true,
+    },
+  ],
+];
+
+const full: readonly Case[] = [
+  [FULL_SIZE, '512 px, batch 1 + 1', { resolution: 512, guidanceScale: 1 }],
+  [
+    FULL_SIZE,
+    '512 px, batch 1 + 1, gradient checkpointing',
+    { resolution: 512, gradientCheckpointing: true, guidanceScale: 1 },
+  ],
+];
+
 const folder = await mkdtemp(join(tmpdir(), 'portrayal-memory-'));
 try {
   const midSizePath = join(folder, 'model');
   await writeRandomModel(midSizePath, midSize);
+  const encoder = join(folder, 'encoder');
+  await writeRandomEncoder(encoder);
+  const paths: Readonly<Record<string, string | undefined>> = {
+    [MID_SIZE]: midSizePath,
+    [FULL_SIZE]: flags.model && resolve(flags.model),
+  };
+  const cases = [...fitted, ...others(encoder), ...(flags.model === undefined ? [] : full)];
   const rows: string[] = [];
   for (const [i, [model, what, changes]] of cases.entries()) {
     const options: PersonaliseOptions = {
-      ...(model === SHIPPED ? {} : { model: midSizePath }),
+      model: paths[model],
       images: bundledSubjectPath(),
       instancePrompt: 'a photo of sks backpack',
       classPrompt: 'a photo of backpack',
@@ -102,6 +157,7 @@ try {
     const cells = [
       model,
       what,
+      i < fitted.length ? 'yes' : 'no',
       peak.name,
       mebibytes(peak.total),
       mebibytes(measured),
@@ -130,8 +186,8 @@ async function writeTable(rows: readonly string[]): Promise<void> {
     start,
     `${cpus()[0]?.model.trim()}, ${flags.threads} threads; Node ${process.versions.node}, ONNX Runtime ${onnxRuntimeVersion()}.`,
     '',
-    '| model | run | needs most while | estimate | measured | error |',
-    '|---|---|---|---|---|---|',
+    '| model | run | used to fit | needs most while | estimate | measured | error |',
+    '|---|---|---|---|---|---|---|',
     ...rows,
     '',
   ];

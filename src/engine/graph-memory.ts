@@ -6,13 +6,14 @@ import { bytesPerElement } from '../tensor/dtype.js';
 export interface GraphMemory {
   /** Weights in the layout that kernels like, and what is computed from weights alone and kept. */
   readonly weights: number;
+  /** What is computed from weights alone and given back once it has been copied into the layout that kernels like: it is there beside `weights` while compiling. */
+  readonly compiling: number;
   /** The most that intermediate values take at one moment of a run, with inputs and outputs. */
   readonly activations: number;
   /** State that the graph updates. */
   readonly state: number;
   /** The engine's own structures. */
   readonly engine: number;
-  readonly total: number;
 }
 
 /** Measured: what ONNX Runtime keeps for each node of a session, and for a session at all. */
@@ -54,12 +55,12 @@ export function estimateGraphMemory(graph: Graph): GraphMemory {
   const nodes = graph.liveNodes();
   const folded = foldedValues(graph, nodes);
   const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
-  const weights = weightBytes(graph, run, folded);
+  const { weights, compiling } = weightBytes(graph, run, folded);
   const held = graph.updates.size > 0 ? ARENA.training : ARENA.inference;
   const activations = held * peakLiveBytes(graph, run);
   const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
   const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
-  return { weights, activations, state, engine, total: weights + activations + state + engine };
+  return { weights, compiling, activations, state, engine };
 }
 
 /** What follows from weights alone: initializers, and what the runtime computes from them once, when it compiles. */
@@ -76,12 +77,17 @@ function foldedValues(graph: Graph, nodes: readonly Node[]): Set<Value> {
 }
 
 /**
- * Matrix products and convolutions keep a packed copy of a weight each, beside what it was computed from, if it was; any other weight, and one that is kept as stored,
- * is there once.
+ * Matrix products and convolutions keep a packed copy of a weight each; what it was computed from, if it was, goes after that. Any other weight, and one that is kept as
+ * stored, is there once.
  */
-function weightBytes(graph: Graph, run: readonly Node[], folded: ReadonlySet<Value>): number {
+function weightBytes(
+  graph: Graph,
+  run: readonly Node[],
+  folded: ReadonlySet<Value>,
+): Pick<GraphMemory, 'weights' | 'compiling'> {
   const plain = new Set<Value>();
-  let bytes = graph
+  const packed = new Set<Value>();
+  let weights = graph
     .liveSources()
     .initializers.filter((v) => graph.stored.has(v))
     .reduce((sum, v) => sum + sizeOf(v), 0);
@@ -90,12 +96,18 @@ function weightBytes(graph: Graph, run: readonly Node[], folded: ReadonlySet<Val
       if (!value || !folded.has(value)) continue;
       const packs =
         operator === 'MatMul' || operator === 'Gemm' || operator === 'Conv' || operator === 'ConvTranspose';
-      if (packs && i === 1) bytes += sizeOf(value);
-      if (!packs || i !== 1 || value.producer) plain.add(value);
+      if (packs && i === 1) {
+        weights += sizeOf(value);
+        packed.add(value);
+      } else plain.add(value);
     }
   }
-  for (const value of plain) if (value.origin.kind !== 'external') bytes += sizeOf(value);
-  return bytes;
+  for (const value of plain) if (value.origin.kind !== 'external') weights += sizeOf(value);
+  const compiling = [...packed].reduce(
+    (sum, value) => sum + (value.producer && !plain.has(value) ? sizeOf(value) : 0),
+    0,
+  );
+  return { weights, compiling };
 }
 
 /** The most bytes that are alive at once. */

@@ -3,12 +3,24 @@ import { prepareImage, type ReferenceImage } from '../data/reference-images.js';
 import type { Engine } from '../engine/engine.js';
 import { LazyPrograms } from '../engine/lazy-programs.js';
 import { Graph, type Value } from '../onnx/graph.js';
+import type { WeightedReward } from '../rewards/reward.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import { type PictureUse, type PictureUseOptions, pictureUse } from './picture-use.js';
 
 /** What rewards have to know of a photograph, by name: from pixels [1, 3, H, W] in [-1, 1] to [1, D]. */
 export type References = ReadonlyMap<string, (pixels: Value) => Value>;
+
+/** What the rewards among these have to know of a photograph. */
+export function referencesOf(rewards: readonly WeightedReward[]): References {
+  return new Map(
+    rewards.flatMap(({ reward }) =>
+      reward.kind === 'graph' && reward.reference?.of === 'photograph'
+        ? [[reward.name, reward.reference.build] as const]
+        : [],
+    ),
+  );
+}
 
 /** The name under which a step is fed what a reward knows of its rows' photographs. */
 export const referenceName = (reward: string): string => `reference.${reward}`;
@@ -54,7 +66,7 @@ export class ReferenceCache {
 }
 
 /** Pictures [1, 3, H, W] to what rewards have to know of them. */
-function referencesGraph(references: References, shape: readonly number[]): Graph {
+export function referencesGraph(references: References, shape: readonly number[]): Graph {
   const graph = new Graph('references');
   const pixels = graph.input('pixels', 'float32', shape);
   for (const [name, build] of references) graph.output(referenceName(name), build(pixels));

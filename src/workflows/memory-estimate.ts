@@ -1,12 +1,14 @@
 import { type PictureSize, sizeName, squareOf } from '../data/aspect-buckets.js';
 import { availableMemory } from '../engine/available-memory.js';
 import { estimateGraphMemory, type GraphMemory } from '../engine/graph-memory.js';
-import { EngineError } from '../errors.js';
+import { EngineError, PortrayalError } from '../errors.js';
+import type { Graph } from '../onnx/graph.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { drawingGraphs } from '../pretrained/text-to-image.js';
 import type { Trainable } from '../pretrained/trainable.js';
 import { encoderGraph } from '../training/latent-cache.js';
 import { buildStep, type StepSettings } from '../training/personalisation-step.js';
+import { referencesGraph, referencesOf } from '../training/reference-cache.js';
 
 /** What one part of a run holds at its peak, in bytes. */
 export interface MemoryPart {
@@ -53,36 +55,48 @@ export function estimateMemory(
 ): MemoryEstimate {
   const { step: settings, sizes, guided } = needs;
   const different = [...new Map(sizes.map((size) => [sizeName(size), size])).values()];
-  const encoders = different.flatMap((size) =>
-    partsOf(
-      `encoder, ${sizeName(size)}`,
-      estimateGraphMemory(encoderGraph(model, [1, 3, size.height, size.width])),
-    ),
-  );
-  const steps = different.map((size) => {
-    const { micro, apply } = buildStep(model, settings, size);
-    return { size, micro: estimateGraphMemory(micro), apply: apply && estimateGraphMemory(apply) };
-  });
-  const drawing = drawingParts(model, settings.resolution, settings.trainable, guided);
+  const known = referencesOf(settings.objective.method === 'dpg' ? settings.objective.rewards : []);
+  const programs: NamedProgram[] = [];
+  const states: number[] = [];
+  for (const size of different) {
+    const { micro, apply, critic } = buildStep(model, settings, size);
+    const shape = [1, 3, size.height, size.width];
+    const graphs: [string, Graph | undefined][] = [
+      ['training step', micro],
+      ["critic's turn", critic?.graph],
+      ['update', size === different[0] ? apply : undefined],
+      ['encoder', encoderGraph(model, shape)],
+      ['photographs in the eyes of rewards', known.size > 0 ? referencesGraph(known, shape) : undefined],
+    ];
+    const added = graphs.flatMap(([name, graph]) =>
+      graph ? [{ name: `${name}, ${sizeName(size)}`, memory: estimateGraphMemory(graph) }] : [],
+    );
+    programs.push(...added);
+    states.push(added.reduce((sum, { memory }) => sum + memory.state, 0));
+  }
   // The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved.
-  const state = Math.max(...steps.map(({ micro, apply }) => (apply ? apply.state : 0) + micro.state));
-  const training = [
-    ...steps.flatMap(({ size, micro, apply }) => [
-      ...partsOf(`training step, ${sizeName(size)}`, micro),
-      ...(apply && size === different[0] ? partsOf('update', apply) : []),
-    ]),
-    { what: 'LoRA, moments and critic, with copies', bytes: STATE_COPIES * state },
-    ...encoders,
-    ...(settings.rollouts ? drawing.filter(({ what }) => !what.startsWith(DECODER)) : []),
+  const state = {
+    what: 'LoRA, moments and critic, with copies',
+    bytes: STATE_COPIES * Math.max(...states),
+  };
+  const drawing = drawingPrograms(model, settings.resolution, settings.trainable, guided);
+  // States that the policy visits are drawn between the steps, and not decoded.
+  if (settings.rollouts) programs.push(...drawing.filter(({ name }) => name !== DECODER));
+  const phases = [
+    phase('drawing', drawing, [], [...programs.flatMap(partsOf), state]),
+    phase('training', programs, [state], drawing.flatMap(partsOf)),
   ];
-  const phases = [phase('drawing', drawing, training), phase('training', training, drawing)];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
   return { phases, peak, available };
 }
 
+interface NamedProgram {
+  /** "training step, 512x512" */
+  readonly name: string;
+  readonly memory: GraphMemory;
+}
+
 const STATE_COPIES = 3;
-/** What roll-outs do without. */
-const DECODER = 'decoder';
 
 /** A change that leaves more than this share is not worth telling. */
 const WORTHWHILE = 0.97;
@@ -96,8 +110,8 @@ export function requireMemory(
   const { peak } = estimateMemory(model, needs, available);
   if (peak.total <= available) return;
   const changes = [...smaller(model, needs)].flatMap(({ flag, needs: less }) => {
-    const { total } = estimateMemory(model, less, available).peak;
-    if (total > WORTHWHILE * peak.total) return [];
+    const total = totalOf(model, less);
+    if (total === undefined || total > WORTHWHILE * peak.total) return [];
     return [`${flag} (about ${gigabytes(total)}${total <= available ? '' : ', still too much'})`];
   });
   const largest = [...peak.parts].sort((a, b) => b.bytes - a.bytes)[0]!;
@@ -105,6 +119,16 @@ export function requireMemory(
     `This run needs about ${gigabytes(peak.total)} of memory while ${peak.name}, most of it for ${largest.what} (${gigabytes(largest.bytes)}), and ${gigabytes(available)} can be had. ` +
       `What takes less: ${changes.length > 0 ? `${changes.join(', ')}, ` : ''}or closing other programs. --no-memory-check starts it all the same.`,
   );
+}
+
+/** What a change would take; undefined where it is not possible, as for a reward's network that takes pictures of one size only. */
+function totalOf(model: StableDiffusion, needs: MemoryNeeds): number | undefined {
+  try {
+    return estimateMemory(model, needs).peak.total;
+  } catch (error) {
+    if (error instanceof PortrayalError) return undefined;
+    throw error;
+  }
 }
 
 /** What one could change, one thing at a time. */
@@ -137,36 +161,50 @@ function gigabytes(bytes: number): string {
   return `${(bytes / 2 ** 30).toFixed(bytes < 10 * 2 ** 30 ? 2 : 1)} GiB`;
 }
 
-function drawingParts(
+const DECODER = 'decoder';
+
+function drawingPrograms(
   model: StableDiffusion,
   resolution: number,
   adaptation: Trainable,
   guided: boolean,
-): MemoryPart[] {
+): NamedProgram[] {
   const { text, denoiser, decode } = drawingGraphs(model, { resolution, adaptation });
   const rows = (guided ? 2 : 1) * decode.inputs[0]!.shape[0]!;
   return [
-    ...partsOf('text encoder', estimateGraphMemory(text)),
-    ...partsOf('denoiser', estimateGraphMemory(denoiser(rows))),
-    ...partsOf(DECODER, estimateGraphMemory(decode)),
+    { name: 'text encoder', memory: estimateGraphMemory(text) },
+    { name: 'denoiser', memory: estimateGraphMemory(denoiser(rows)) },
+    { name: DECODER, memory: estimateGraphMemory(decode) },
   ];
 }
 
-function partsOf(name: string, { weights, activations, engine }: GraphMemory): MemoryPart[] {
-  return [
-    { what: `${name}: weights`, bytes: weights },
-    { what: `${name}: activations`, bytes: activations },
-    { what: `${name}: engine`, bytes: engine },
-  ];
-}
+const partsOf = ({ name, memory }: NamedProgram): MemoryPart[] => [
+  { what: `${name}: weights`, bytes: memory.weights },
+  { what: `${name}: activations`, bytes: memory.activations },
+  { what: `${name}: engine`, bytes: memory.engine },
+];
 
 const sumOf = (parts: readonly MemoryPart[]): number => parts.reduce((sum, { bytes }) => sum + bytes, 0);
 
-function phase(name: string, parts: readonly MemoryPart[], others: readonly MemoryPart[]): MemoryPhase {
+/** @param others what was there before and has been given back */
+function phase(
+  name: string,
+  programs: readonly NamedProgram[],
+  more: readonly MemoryPart[],
+  others: readonly MemoryPart[],
+): MemoryPhase {
   const all = [
     { what: 'process', bytes: PROCESS },
-    ...parts,
+    ...programs.flatMap(partsOf),
+    ...more,
     { what: 'left over from before', bytes: LEFT_OVER * sumOf(others) },
   ];
+  // A program needs its activations only once it is compiled, so that the two do not add up.
+  const compiling = programs.map(({ name, memory }) => ({
+    what: `${name}: weights while compiling, beyond its activations`,
+    bytes: memory.compiling - memory.activations,
+  }));
+  const [largest] = compiling.sort((a, b) => b.bytes - a.bytes);
+  if (largest && largest.bytes > 0) all.push(largest);
   return { name, parts: all, total: sumOf(all) };
 }

@@ -1,15 +1,16 @@
 import { encodeJpeg, encodePng } from '../data/image-grid.js';
 import type { Engine } from '../engine/engine.js';
-import type { Value } from '../onnx/graph.js';
-import { openClip, openImageEncoder } from '../pretrained/image-encoder.js';
+import { Graph, type Value } from '../onnx/graph.js';
+import { type ClipEncoder, openClip, openImageEncoder } from '../pretrained/image-encoder.js';
 import { openOnnxModel } from '../pretrained/onnx-model.js';
 import { endpointReward } from '../rewards/endpoint.js';
 import { functionReward } from '../rewards/function-reward.js';
 import { jpegSizeReward } from '../rewards/jpeg-size.js';
 import { lookForwardReward } from '../rewards/look-forward.js';
 import { pictureReward } from '../rewards/picture-reward.js';
-import type { Reward, WeightedReward } from '../rewards/reward.js';
+import type { GraphReward, Reward, WeightedReward } from '../rewards/reward.js';
 import { fixedTextReward, imageSimilarityReward, textAlignmentReward } from '../rewards/similarity.js';
+import { type Tensor, zeros } from '../tensor/tensor.js';
 import type { Cleanup } from './cleanup.js';
 import { openModuleReward } from './module-reward.js';
 import type { NamedReward } from './reward-spec.js';
@@ -51,30 +52,43 @@ export async function openRewards(
   return opened;
 }
 
+/**
+ * Rewards as an estimate of memory needs them: those of the graph with their networks, from the headers of their files and their checks. Nothing is computed; black boxes
+ * are there by name and cannot be asked.
+ *
+ * @throws ModelError naming what cannot be used
+ */
+export async function outlineRewards(
+  specs: readonly NamedReward[],
+  { resolution, gamma }: Pick<OpenRewardOptions, 'resolution' | 'gamma'>,
+): Promise<WeightedReward[]> {
+  const outlined: WeightedReward[] = [];
+  for (const spec of specs) {
+    const reward = await openGraphReward(spec, { resolution, texts: [''] }, async (clip, texts) => {
+      const pixels = new Graph('width').input('pixels', 'float32', [1, 3, clip.imageSize, clip.imageSize]);
+      const width = clip.embed(pixels).shape[1]!;
+      return texts.map(() => zeros([1, width]));
+    });
+    outlined.push({
+      reward: reward ?? {
+        kind: 'black box',
+        name: spec.name,
+        timeout: undefined,
+        score: () => Promise.reject(new Error(`internal: ${spec.name} is an outline`)),
+      },
+      weight: spec.weight,
+      gamma: spec.gamma ?? gamma,
+    });
+  }
+  return outlined;
+}
+
 async function openReward(spec: NamedReward, options: OpenRewardOptions): Promise<Reward> {
   const { name } = spec;
-  const { engine, resolution, timeout, onWarning, stop } = options;
+  const { engine, timeout, onWarning, stop } = options;
+  const inGraph = await openGraphReward(spec, options, (clip, texts) => clip.embedTexts(engine, texts));
+  if (inGraph !== undefined) return inGraph;
   switch (spec.kind) {
-    case 'look-forward':
-      return { ...lookForwardReward, name };
-    case 'image-similarity': {
-      if (!isOnnxFile(spec.encoder)) {
-        const encoder = await openImageEncoder(spec.encoder);
-        return imageSimilarityReward(name, (pixels) => encoder.embed(pixels));
-      }
-      const model = await openOnnxModel(spec.encoder, { gives: 'embedding', resolution });
-      return imageSimilarityReward(name, (pixels) => model.embed(pixels));
-    }
-    case 'text-alignment': {
-      const clip = await openClip(spec.encoder);
-      const embed = (pixels: Value): Value => clip.embed(pixels);
-      if (spec.text !== undefined) {
-        return fixedTextReward(name, embed, await clip.embedText(engine, spec.text));
-      }
-      const texts = [...new Set(options.texts)];
-      const embeddings = await clip.embedTexts(engine, texts);
-      return textAlignmentReward(name, embed, new Map(texts.map((text, i) => [text, embeddings[i]!])));
-    }
     case 'jpeg-size':
       return jpegSizeReward(name, (picture) => encodeJpeg(picture, JPEG_QUALITY));
     case 'module':
@@ -92,10 +106,43 @@ async function openReward(spec: NamedReward, options: OpenRewardOptions): Promis
         onRetry: onWarning,
         ...(stop ? { stop } : {}),
       });
+    default:
+      throw new Error(`internal: the reward ${spec.kind} is in the graph`);
+  }
+}
+
+/** The rewards that are part of the training graph; undefined for the others. @param embedTexts gives texts in the eyes of CLIP, [1, D] each */
+async function openGraphReward(
+  spec: NamedReward,
+  { resolution, texts: shown }: Pick<OpenRewardOptions, 'resolution' | 'texts'>,
+  embedTexts: (clip: ClipEncoder, texts: readonly string[]) => Promise<Tensor<'float32'>[]>,
+): Promise<GraphReward | undefined> {
+  const { name } = spec;
+  switch (spec.kind) {
+    case 'look-forward':
+      return { ...lookForwardReward, name };
+    case 'image-similarity': {
+      if (!isOnnxFile(spec.encoder)) {
+        const encoder = await openImageEncoder(spec.encoder);
+        return imageSimilarityReward(name, (pixels) => encoder.embed(pixels));
+      }
+      const model = await openOnnxModel(spec.encoder, { gives: 'embedding', resolution });
+      return imageSimilarityReward(name, (pixels) => model.embed(pixels));
+    }
+    case 'text-alignment': {
+      const clip = await openClip(spec.encoder);
+      const embed = (pixels: Value): Value => clip.embed(pixels);
+      const texts = spec.text === undefined ? [...new Set(shown)] : [spec.text];
+      const embeddings = await embedTexts(clip, texts);
+      if (spec.text !== undefined) return fixedTextReward(name, embed, embeddings[0]!);
+      return textAlignmentReward(name, embed, new Map(texts.map((text, i) => [text, embeddings[i]!])));
+    }
     case 'onnx': {
       const model = await openOnnxModel(spec.file, { gives: 'number', resolution });
       return pictureReward(name, (pixels) => model.score(pixels));
     }
+    default:
+      return undefined;
   }
 }
 

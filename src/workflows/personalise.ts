@@ -29,7 +29,7 @@ import type { TrainingListener } from '../training/events.js';
 import { LatentCache, LatentEncoder } from '../training/latent-cache.js';
 import { LatentStore } from '../training/latent-store.js';
 import { Personalisation, type RowText } from '../training/personalisation.js';
-import { ReferenceCache } from '../training/reference-cache.js';
+import { ReferenceCache, referencesOf } from '../training/reference-cache.js';
 import { type RolloutSettings, Rollouts } from '../training/rollouts.js';
 import { RunFolder, runFiles } from '../training/run-folder.js';
 import { type BaseModelOptions, openBaseModel } from './base-model.js';
@@ -39,7 +39,7 @@ import { type ConceptOptions, conceptSubject, newWords, readConcepts } from './c
 import { readEnvironment } from './environment.js';
 import { estimateMemory, type MemoryEstimate, type MemoryNeeds, requireMemory } from './memory-estimate.js';
 import { halfPrecisionWarnings } from './mixed-precision.js';
-import { openRewards } from './open-rewards.js';
+import { openRewards, outlineRewards } from './open-rewards.js';
 import { ownEngine } from './own-engine.js';
 import { completeSettings, type PersonaliseSettings, type PresetName } from './personalisation-settings.js';
 import { completeRewards } from './reward-spec.js';
@@ -150,14 +150,16 @@ function defaultPrompts(subjects: readonly SubjectPrompt[]): string[] {
 
 type Prepared = Awaited<ReturnType<typeof prepare>>;
 
-function memoryNeeds({ settings, kind, resolution, sizes }: Prepared): MemoryNeeds {
-  // Rewards are opened later, since some need the engine: what they add, the decoder above all, is not in the estimate.
-  const released =
+async function memoryNeeds({ settings, kind, resolution, sizes }: Prepared): Promise<MemoryNeeds> {
+  const rewards =
     settings.method === 'dpg'
-      ? { ...settings, reward: 'look-forward', objective: 'official' as const }
-      : settings;
+      ? await outlineRewards(completeRewards(settings.reward, settings.rewardCombination), {
+          resolution,
+          gamma: settings.gamma,
+        })
+      : [];
   return {
-    step: stepSettings(released, [], kind.trainable, resolution),
+    step: stepSettings(settings, rewards, kind.trainable, resolution),
     sizes,
     guided: settings.guidanceScale !== 1,
   };
@@ -170,7 +172,7 @@ function memoryNeeds({ settings, kind, resolution, sizes }: Prepared): MemoryNee
  */
 export async function estimatePersonalisation(options: PersonaliseOptions): Promise<MemoryEstimate> {
   const prepared = await prepare(options);
-  return estimateMemory(prepared.model, memoryNeeds(prepared));
+  return estimateMemory(prepared.model, await memoryNeeds(prepared));
 }
 
 /**
@@ -198,7 +200,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     ...truncations(model, [...instancePrompts, ...subjects.map((s) => s.classPrompt), ...drawn]),
   ];
   if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
-    requireMemory(model, memoryNeeds(prepared));
+    requireMemory(model, await memoryNeeds(prepared));
   }
   const judging = await openRunJudges(
     settings.judges,
@@ -315,13 +317,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       };
     });
 
-    const known = new Map(
-      rewards.flatMap(({ reward }) =>
-        reward.kind === 'graph' && reward.reference?.of === 'photograph'
-          ? [[reward.name, reward.reference.build] as const]
-          : [],
-      ),
-    );
+    const known = referencesOf(rewards);
     const encoder = cleanup.release(new LatentEncoder(model, engine));
     const { onnxruntime, sharp, device, threads } = environment;
     const store =

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { estimateGraphMemory, peakLiveBytes } from '../../src/engine/graph-memory.js';
-import { add, exp, mul } from '../../src/onnx/elementwise.js';
+import { add, cast, exp, mul } from '../../src/onnx/elementwise.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
 import { matmul } from '../../src/onnx/linalg.js';
 import { reshape, transpose } from '../../src/onnx/movement.js';
@@ -65,7 +65,7 @@ test('elementwise results take the place of operands that nobody else needs, and
   );
 });
 
-test('weights count once for each product that packs them, and once more when they are computed', () => {
+test('weights count once for each product that packs them, also those that are computed', () => {
   const weightsOf = (build: (x: Value, w: Value) => Value): number => {
     const graph = new Graph();
     const w = graph.external('w', 'float32', [16, 16], { path: 'w.safetensors', offset: 0 });
@@ -82,7 +82,7 @@ test('weights count once for each product that packs them, and once more when th
   );
   assert.equal(
     weightsOf((x, w) => matmul(x, transpose(w, [1, 0]))),
-    2,
+    1,
   );
   assert.equal(
     weightsOf((x, w) => add(x, w)),
@@ -96,9 +96,20 @@ test('a weight that is kept as stored counts once, however many products read it
   const x = graph.input('x', 'float32', [16, 16]);
   const w = graph.external('w', 'float32', [16, 16], { path: 'weights', offset: 0 });
   graph.output('y', matmul(matmul(x, w), transpose(w, [1, 0])));
-  assert.equal(estimateGraphMemory(graph).weights / UNIT, 3, 'packed, and turned and packed again');
+  const packed = estimateGraphMemory(graph);
+  assert.equal(packed.weights / UNIT, 2, 'packed, and turned and packed again');
+  assert.equal(packed.compiling / UNIT, 1, 'what is turned is there until it is packed');
   graph.keepAsStored(w);
   assert.equal(estimateGraphMemory(graph).weights / UNIT, 1);
+  assert.equal(estimateGraphMemory(graph).compiling, 0);
+});
+
+test('halves count as the floats that they become, twice while compiling', () => {
+  const graph = new Graph();
+  const w = graph.external('w', 'float16', [16, 16], { path: 'weights', offset: 0 });
+  graph.output('y', matmul(graph.input('x', 'float32', [16, 16]), cast(w, 'float32')));
+  const { weights, compiling } = estimateGraphMemory(graph);
+  assert.deepEqual([weights / UNIT, compiling / UNIT], [1, 1]);
 });
 
 test('state is what the graph updates', () => {

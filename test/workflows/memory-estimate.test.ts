@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { availableMemory } from '../../src/engine/available-memory.js';
 import { EngineError } from '../../src/errors.js';
 import { adamw } from '../../src/optim/adamw.js';
@@ -9,6 +10,7 @@ import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import { estimateMemory, type MemoryNeeds, requireMemory } from '../../src/workflows/memory-estimate.js';
 import { estimatePersonalisation } from '../../src/workflows/personalise.js';
 import { shippedModelPath } from '../../src/workflows/shipped.js';
+import { goldenPath } from '../goldens.js';
 import { temporaryFolder } from '../temporary-folder.js';
 import { tinyRun, writePictures } from './tiny-run.js';
 
@@ -87,6 +89,32 @@ test('what the machine cannot hold is refused with the estimate and what takes l
 test('the machine has some memory', () => {
   const bytes = availableMemory();
   assert.ok(Number.isFinite(bytes) && bytes > 2 ** 20);
+});
+
+test('rewards count with their networks, the decoder and the turn of the critic', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const parts = async (reward: string): Promise<Map<string, number>> => {
+    const { phases } = await estimatePersonalisation({
+      ...tinyRun(images, join(folder, 'run')),
+      reward,
+    });
+    const { parts } = phases.find(({ name }) => name === 'training')!;
+    return new Map(parts.map(({ what, bytes }) => [what, bytes]));
+  };
+  const encoder = fileURLToPath(goldenPath('encoders/clip-tiny'));
+  const [latents, likeness, text, outside] = await Promise.all(
+    ['look-forward', `clip-image:${encoder}`, `clip-text:${encoder}`, 'jpeg-size'].map(parts),
+  );
+  const step = [...latents!.keys()].find((what) => /^training step, .*: weights$/.test(what))!;
+  const references = [...likeness!.keys()].filter((what) => what.startsWith('photographs in the eyes of'));
+  assert.equal(references.length, 3);
+  for (const seen of [likeness!, text!, outside!]) assert.ok(seen.get(step)! > latents!.get(step)!);
+  assert.ok(likeness!.get(step)! > outside!.get(step)!, 'the encoder comes on top of the decoder');
+  assert.ok([...outside!.keys()].some((what) => what.startsWith("critic's turn")));
+  for (const seen of [latents!, likeness!, text!]) {
+    assert.ok(![...seen.keys()].some((what) => what.startsWith("critic's turn")));
+  }
 });
 
 test('an estimate writes nothing', async (t) => {
