@@ -1,15 +1,13 @@
+import { ATTENTION_TILE, attentionTile, byHead, byToken, equalParts } from '../onnx/attention.js';
 import { add, cast, mul, neg } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { matmul } from '../onnx/linalg.js';
-import { concat, matrixTranspose, reshape, split, transpose } from '../onnx/movement.js';
+import { concat, matrixTranspose, reshape, split } from '../onnx/movement.js';
 import { softmax } from '../onnx/norm.js';
 import { sum } from '../onnx/reduction.js';
 import { full } from '../tensor/tensor.js';
 import { after } from './order.js';
 import { intAttribute, operand, type Rule } from './rule.js';
-
-/** Scores that are held at once, in elements: 16 MiB. Smaller tiles are no faster, and make more nodes. */
-const TILE = 1 << 22;
 
 /**
  * The scores of one tile, some heads by some queries, are computed again from queries and keys; then, with P = softmax(Q K^T) and dP = dO V^T,
@@ -39,21 +37,20 @@ export function attentionGradients(
   grad: Value,
   [q, k, v]: readonly [Value, Value, Value],
   output: Value,
-  { heads, tile = TILE }: { readonly heads: number; readonly tile?: number },
+  { heads, tile = ATTENTION_TILE }: { readonly heads: number; readonly tile?: number },
 ): readonly Value[] {
   const [batch, queries, width] = q.shape as [number, number, number];
   const keys = k.shape[1]!;
   const scale = 1 / Math.sqrt(width / heads);
   const count = batch * heads;
-  const rows = largestDivisor(queries, tile / keys);
-  const together = rows < queries ? 1 : largestDivisor(count, tile / (queries * keys));
+  const { heads: together, rows } = attentionTile(count, queries, keys, tile);
 
   // dP - rowsum(dO O) is one product with a column more: [dO, -rowsum(dO O)] [V, 1]^T.
   const along = neg(byHead(rowSums(grad, output, heads), heads)); // [B*H, T, 1]
   const upstream = concat([byHead(grad, heads), along], 2); // [B*H, T, E + 1]
   const values = byHead(v, heads);
   const extended = concat([values, cast(v.graph.constant(full([count, keys, 1], 1), 'ones'), v.dtype)], 2); // [B*H, S, E + 1]
-  const inGroups = (x: Value): readonly Value[] => split(x, parts(count, together), 0);
+  const inGroups = (x: Value): readonly Value[] => split(x, equalParts(count, together), 0);
   const [allQ, allK, allV, allDO] = [byHead(mul(q, scale), heads), byHead(k, heads), extended, upstream].map(
     inGroups,
   ) as [readonly Value[], readonly Value[], readonly Value[], readonly Value[]];
@@ -62,10 +59,10 @@ export function attentionGradients(
   let previous: readonly Value[] = [];
   allQ.forEach((groupQ, g) => {
     const [groupK, groupV] = [allK[g]!, allV[g]!];
-    const dO = split(allDO[g]!, parts(queries, rows), 1);
+    const dO = split(allDO[g]!, equalParts(queries, rows), 1);
     let [sumK, sumV]: [Value | undefined, Value | undefined] = [undefined, undefined];
     const tilesQ: Value[] = [];
-    split(groupQ, parts(queries, rows), 1).forEach((some, i) => {
+    split(groupQ, equalParts(queries, rows), 1).forEach((some, i) => {
       const [tileQ, tileDO] = after([some, dO[i]!], previous) as [Value, Value];
       const scores = matmul(tileQ, matrixTranspose(groupK)); // [together, rows, S]
       const p = cast(softmax(cast(scores, 'float32')), scores.dtype);
@@ -95,26 +92,3 @@ function rowSums(a: Value, b: Value, heads: number): Value {
   const product = reshape(mul(cast(a, 'float32'), cast(b, 'float32')), [batch, length, heads, -1]);
   return cast(sum(product, [3]), a.dtype);
 }
-
-/** [B, T, H*D] -> [B*H, T, D] */
-function byHead(x: Value, heads: number): Value {
-  const [batch, length, width] = x.shape as [number, number, number];
-  const split = transpose(reshape(x, [batch, length, heads, width / heads]), [0, 2, 1, 3]);
-  return reshape(split, [batch * heads, length, width / heads]);
-}
-
-/** [B*H, T, D] -> [B, T, H*D] */
-function byToken(x: Value, batch: number): Value {
-  const [count, length, width] = x.shape as [number, number, number];
-  const heads = count / batch;
-  const joined = transpose(reshape(x, [batch, heads, length, width]), [0, 2, 1, 3]);
-  return reshape(joined, [batch, length, heads * width]);
-}
-
-/** The largest divisor of n that is at most `limit`, and at least 1. */
-function largestDivisor(n: number, limit: number): number {
-  for (let d = Math.min(n, Math.floor(limit)); d > 1; d--) if (n % d === 0) return d;
-  return 1;
-}
-
-const parts = (whole: number, size: number): number[] => new Array<number>(whole / size).fill(size);

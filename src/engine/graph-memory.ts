@@ -45,7 +45,9 @@ const inPlace: ReadonlySet<Operator> = new Set([
   'Div',
 ]);
 
-const sizeOf = (value: Value): number => value.size * bytesPerElement[value.dtype];
+/** The processor computes halves in float32. */
+const sizeOf = ({ size, dtype, producer }: Value): number =>
+  size * bytesPerElement[dtype === 'float16' && producer ? 'float32' : dtype];
 
 /**
  * Estimates what a graph takes when ONNX Runtime has compiled it for the processor and runs it, from the graph alone: nodes are walked in the order in which they

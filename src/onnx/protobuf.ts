@@ -1,6 +1,7 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
 import { bytesPerElement } from '../tensor/dtype.js';
 import { int64, type Tensor } from '../tensor/tensor.js';
+import { plainAttention } from './attention.js';
 import { onnxTypeCodes } from './elementwise.js';
 import { type Attribute, type Graph, GraphError, type Node, type Value } from './graph.js';
 import { OPSET_VERSION, operatorDomains } from './operators.js';
@@ -26,6 +27,8 @@ export interface EncodeOptions {
   readonly externalLocation?: (path: string) => string;
   /** A `Split` into more pieces than this is written as one `Slice` a piece: some devices can bind no more buffers to an operator. */
   readonly mostPieces?: number;
+  /** Fused attention is written as the plain operators that it stands for. */
+  readonly plainAttention?: boolean;
 }
 
 const varint = (w: BinaryWriter, field: number, value: number): void => {
@@ -61,10 +64,15 @@ function rawBytes(t: Tensor): Uint8Array {
   return new Uint8Array(t.data.buffer, t.data.byteOffset, t.data.byteLength);
 }
 
-function writeInitializer(w: BinaryWriter, value: Value, locate: (path: string) => string): void {
+function writeInitializer(
+  w: BinaryWriter,
+  value: Value,
+  name: string,
+  locate: (path: string) => string,
+): void {
   for (const d of value.shape) varint(w, 1, d);
   varint(w, 2, onnxTypeCodes[value.dtype]);
-  text(w, 8, value.name);
+  text(w, 8, name);
   const { origin } = value;
   if (origin.kind === 'constant') {
     w.tag(9, WireType.LengthDelimited).bytes(rawBytes(origin.tensor));
@@ -140,11 +148,36 @@ function writeSlices(g: BinaryWriter, node: Node, nameOf: (v: Value) => string):
   }
 }
 
+type Naming = (v: Value) => string;
+
+/** Writes nodes, and what the ways around a device's limits need besides. */
+function writeNodes(g: BinaryWriter, nodes: readonly Node[], nameOf: Naming, options: EncodeOptions): void {
+  const { mostPieces = Number.POSITIVE_INFINITY } = options;
+  for (const node of nodes) {
+    if (node.operator === 'Split' && node.outputs.length > mostPieces) writeSlices(g, node, nameOf);
+    else if (node.operator === 'MultiHeadAttention' && options.plainAttention)
+      writePlainAttention(g, node, nameOf, options);
+    else message(g, 1, (m) => writeNode(m, node, nameOf));
+  }
+}
+
+function writePlainAttention(g: BinaryWriter, node: Node, nameOf: Naming, options: EncodeOptions): void {
+  const graph = plainAttention(node);
+  const own = nameOf(node.outputs[0]!);
+  const names = new Map<Value, string>([
+    ...graph.inputs.map((v, i) => [v, nameOf(node.inputs[i]!)] as const),
+    [graph.outputs.get('0')!, own],
+  ]);
+  const inner: Naming = (v) => names.get(v) ?? `${v.name}:${own}`;
+  writeNodes(g, graph.liveNodes(), inner, options);
+  for (const value of graph.liveSources().initializers) {
+    message(g, 5, (m) => writeInitializer(m, value, inner(value), (path) => path));
+  }
+}
+
 /** Writes the live part of a graph as an ONNX model. */
-export function encodeModel(
-  graph: Graph,
-  { externalLocation = (path) => path, mostPieces = Number.POSITIVE_INFINITY }: EncodeOptions = {},
-): EncodedModel {
+export function encodeModel(graph: Graph, options: EncodeOptions = {}): EncodedModel {
+  const { externalLocation = (path) => path } = options;
   const nodes = graph.liveNodes();
   const { inputs, initializers } = graph.liveSources();
   const exported = new Map<Value, string>();
@@ -167,10 +200,7 @@ export function encodeModel(
   varint(w, 1, IR_VERSION);
   text(w, 2, 'portrayal');
   message(w, 7, (g) => {
-    for (const node of nodes) {
-      if (node.operator === 'Split' && node.outputs.length > mostPieces) writeSlices(g, node, nameOf);
-      else message(g, 1, (m) => writeNode(m, node, nameOf));
-    }
+    writeNodes(g, nodes, nameOf, options);
     for (const { from, to } of copies) {
       message(g, 1, (m) => {
         text(m, 1, nameOf(from));
@@ -180,7 +210,8 @@ export function encodeModel(
       });
     }
     text(g, 2, graph.name);
-    for (const value of initializers) message(g, 5, (m) => writeInitializer(m, value, externalLocation));
+    for (const value of initializers)
+      message(g, 5, (m) => writeInitializer(m, value, value.name, externalLocation));
     for (const value of inputs) message(g, 11, (m) => writeValueInfo(m, value.name, value));
     // An initializer that is an input too could be fed at any run, so the runtime neither folds it nor copies it into another layout.
     for (const value of initializers.filter((v) => graph.stored.has(v)))

@@ -3,6 +3,7 @@ import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { suite, test } from 'node:test';
 import type { InferenceSession } from 'onnxruntime-node';
+import { fusedAttention, tiledAttention } from '../../src/onnx/attention.js';
 import { conv2d } from '../../src/onnx/conv.js';
 import { add, exp, mul, silu } from '../../src/onnx/elementwise.js';
 import { Graph } from '../../src/onnx/graph.js';
@@ -10,6 +11,7 @@ import { concat, split } from '../../src/onnx/movement.js';
 import { layerNorm } from '../../src/onnx/norm.js';
 import { encodeModel } from '../../src/onnx/protobuf.js';
 import { sum } from '../../src/onnx/reduction.js';
+import { Random } from '../../src/tensor/random.js';
 import { float32 } from '../../src/tensor/tensor.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
@@ -148,5 +150,53 @@ suite('the encoded model', () => {
     }
     assert.deepEqual(results[0]![0], [4, 5, 6, 16, 17, 18]);
     assert.deepEqual(results[1], results[0]);
+  });
+
+  test('writes fused attention as plain operators for devices that ask for it', async () => {
+    const shapes = { q: [2, 6, 8], k: [2, 5, 8], v: [2, 5, 12] } as const;
+    const build = (): Graph => {
+      const graph = new Graph('attention');
+      const [q, k, v] = Object.entries(shapes).map(([name, shape]) => graph.input(name, 'float32', shape));
+      // Another one after it, so that inner names meet.
+      const first = fusedAttention(q!, k!, v!, 4);
+      graph.output('y', fusedAttention(first, first, first, 2));
+      return graph;
+    };
+    const feeds = Object.fromEntries(
+      Object.entries(shapes).map(([name, shape]) => {
+        const { data } = new Random(3, name).normals(shape);
+        return [name, new ort.Tensor('float32', data, shape)];
+      }),
+    );
+    const results: Float32Array[] = [];
+    for (const plainAttention of [false, true]) {
+      const model = encodeModel(build(), { plainAttention, mostPieces: 1 });
+      const operators = Buffer.from(model.bytes).toString('latin1');
+      assert.equal(operators.includes('MultiHeadAttention'), !plainAttention);
+      const session = await open(model.bytes);
+      results.push((await session.run(feeds))['output:y']!.data as Float32Array);
+      await session.release();
+    }
+    const apart = Math.max(...results[0]!.map((v, i) => Math.abs(v - results[1]![i]!)));
+    assert.ok(apart < 1e-6, `${apart}`);
+  });
+
+  test('tiles of plain attention are all of the attention, whatever their size', async () => {
+    const graph = new Graph('tiles');
+    const [q, k, v] = ['q', 'k', 'v'].map((name) => graph.input(name, 'float32', [1, 6, 8]));
+    for (const tile of [1, 6, 18, 36, 72, 1000]) {
+      graph.output(`${tile}`, tiledAttention(q!, k!, v!, 4, tile));
+    }
+    graph.output('fused', fusedAttention(q!, k!, v!, 4));
+    const session = await open(encodeModel(graph).bytes);
+    const feed = (name: string) =>
+      new ort.Tensor('float32', new Random(4, name).normals([1, 6, 8]).data, [1, 6, 8]);
+    const found = await session.run({ q: feed('q'), k: feed('k'), v: feed('v') });
+    const fused = found['output:fused']!.data as Float32Array;
+    for (const [name, { data }] of Object.entries(found)) {
+      const apart = Math.max(...fused.map((value, i) => Math.abs(value - (data as Float32Array)[i]!)));
+      assert.ok(apart < 1e-6, `${name}: ${apart}`);
+    }
+    await session.release();
   });
 });
