@@ -156,7 +156,8 @@ function fullTraining({ trainTextEncoder, saveModel }: TrainingKindSettings): Tr
             {
               title: 'diffusers',
               file: runFiles.model,
-              code: `pipe = DiffusionPipeline.from_pretrained(${JSON.stringify(join(folder, runFiles.model))})`,
+              // Said, since transformers would take the untrained parts of a base in halves as halves beside the others.
+              code: `pipe = DiffusionPipeline.from_pretrained(${JSON.stringify(join(folder, runFiles.model))}, torch_dtype=torch.float32)`,
             },
             {
               title: 'ComfyUI, AUTOMATIC1111, Forge',
