@@ -105,28 +105,24 @@ export function mentionsSubject(prompt: string, subject: Pick<SubjectPrompt, 'to
 }
 
 /**
- * A prompt in words that need not be learnt: without the rare token where the class noun follows it, and with the class noun in its place elsewhere. "a sks backpack on
- * the beach" and "a sks on the beach" both are "a backpack on the beach".
+ * A prompt in words that need not be learnt: without the rare token where the class noun is named, and with the noun in its place where it is not. "a sks backpack on the
+ * beach" and "a sks on the beach" both are "a backpack on the beach".
  */
 export function withoutToken(
   prompt: string,
   { token, className }: Pick<SubjectPrompt, 'token' | 'className'>,
 ): string {
-  const rare = words(token);
-  const noun = words(className);
-  const all = words(prompt);
-  const startsAt = (sought: readonly string[], i: number): boolean =>
-    sought.length > 0 && sought.every((word, k) => i + k < all.length && bare(all[i + k]!) === bare(word));
+  const rare = new Set(words(token).map(bare));
+  const noun = words(className).map(bare).join(' ');
+  const rest = words(prompt).map(bare).join(' ');
+  let named = ` ${rest} `.includes(` ${noun} `);
   const kept: string[] = [];
-  for (let i = 0; i < all.length; ) {
-    if (!startsAt(rare, i)) {
-      kept.push(all[i]!);
-      i++;
-      continue;
+  for (const word of words(prompt)) {
+    if (!rare.has(bare(word))) kept.push(word);
+    else if (!named) {
+      kept.push(className + (/[.,;:!?"')]+$/.exec(word)?.[0] ?? ''));
+      named = true;
     }
-    const last = all[i + rare.length - 1]!;
-    i += rare.length;
-    if (!startsAt(noun, i)) kept.push(className + (/[.,;:!?"')]+$/.exec(last)?.[0] ?? ''));
   }
   return kept.join(' ');
 }

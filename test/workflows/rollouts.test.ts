@@ -185,11 +185,12 @@ test('what a prompt shows is said without the rare token', () => {
   assert.equal(withoutToken('a sks dog on the beach', subject), 'a dog on the beach');
   assert.equal(withoutToken('a sks on the beach', subject), 'a dog on the beach');
   assert.equal(withoutToken('on the beach, SKS, sleeping', subject), 'on the beach, dog, sleeping');
+  assert.equal(withoutToken('a red sks dog, sleeping', subject), 'a red dog, sleeping');
+  assert.equal(withoutToken('a sks red dog', subject), 'a red dog');
   assert.equal(withoutToken('a cat', subject), 'a cat');
-  assert.equal(
-    withoutToken('a tall <new1> vase', { token: '<new1> tall', className: 'vase' }),
-    'a tall <new1> vase',
-  );
+  const vase = { token: '<new1> tall', className: 'clay vase' };
+  assert.equal(withoutToken('a tall <new1> clay vase', vase), 'a clay vase');
+  assert.equal(withoutToken('a <new1> tall on a table', vase), 'a clay vase on a table');
   assert.equal(shownBy('a photo of sks dog', subject), 'a picture of a dog');
   assert.equal(shownBy('a sks dog in the snow', subject), 'a dog in the snow');
 });
