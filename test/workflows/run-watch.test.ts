@@ -167,6 +167,43 @@ test('early stopping ends a run that gets no better, keeps the best step, and al
   assert.ok([best, done + 1].includes(patient.steps));
 });
 
+test('every kind of training visits states by itself and is measured, the words of textual inversion too', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  for (const train of ['full', 'custom-diffusion', 'textual-inversion'] as const) {
+    const output = join(folder, train);
+    const { criticLearningRate: _, ...rest } = run(images, output, { judges: [encoder('vit-tiny')] });
+    const word = train === 'full' ? 'sks' : '<new1>';
+    await personalise({
+      ...rest,
+      train,
+      ...(train === 'custom-diffusion' ? { modifierToken: [word], initializerToken: ['a'] } : {}),
+      ...(train === 'textual-inversion' ? { placeholderToken: word, initializerToken: ['a'] } : {}),
+      instancePrompt: `a photo of ${word} backpack`,
+      learningRate: 1e-3,
+      steps: 3,
+      validationPrompts: [`a ${word} backpack`],
+      reward: `clip-text:${encoder('clip-tiny')}`,
+      rolloutFraction: 0.5,
+      rolloutPrompts: [`a ${word} backpack on the beach`],
+      rolloutEvery: 2,
+      rolloutSteps: 3,
+    });
+    const records = measured(await readMetrics(join(output, runFiles.metrics)));
+    assert.deepEqual(
+      records.map(({ step }) => step),
+      [0, 2, 3],
+      train,
+    );
+    for (const { step, updateNorm, klToBase } of records.slice(1)) {
+      assert.ok(
+        Number(updateNorm) > 0 && Number(klToBase) > 0,
+        `${train}, step ${step}: ${updateNorm}, ${klToBase}`,
+      );
+    }
+  }
+});
+
 test('judges and early stopping that make no sense are refused before anything is written', async (t) => {
   const folder = await temporaryFolder(t);
   const images = await writePictures(join(folder, 'images'));
