@@ -1,13 +1,12 @@
 import { mul } from '../onnx/elementwise.js';
+import { isFrozen } from '../onnx/frozen.js';
 import type { Value } from '../onnx/graph.js';
-import { gemm, matmul } from '../onnx/linalg.js';
+import { gemm, matmul, transposedMatmul } from '../onnx/linalg.js';
 import { matrixTranspose, reshape } from '../onnx/movement.js';
-import { floatAttribute, intAttribute, operand, type Rule } from './rule.js';
-
-/** 16 MiB of weights. */
-const LARGE_WEIGHT = 1 << 22;
+import { floatAttribute, intAttribute, operand, type RuleEntry } from './rule.js';
 
 export const linalgRules = {
+  FusedMatMul: 'not differentiable',
   MatMul: (c) => {
     const [a, b] = [operand(c, 0), operand(c, 1)];
     return [
@@ -18,7 +17,7 @@ export const linalgRules = {
           const [k, n] = [a.shape.at(-1)!, c.grad.shape.at(-1)!];
           return gemm(reshape(a, [-1, k]), reshape(c.grad, [-1, n]), { transA: true });
         }
-        return matmul(matrixTranspose(a), c.grad);
+        return isFrozen(a) ? transposedMatmul(a, c.grad) : matmul(matrixTranspose(a), c.grad);
       },
     ];
   },
@@ -28,8 +27,6 @@ export const linalgRules = {
     const transB = intAttribute(c.attributes, 'transB') === 1;
     const alpha = floatAttribute(c.attributes, 'alpha');
     const beta = floatAttribute(c.attributes, 'beta');
-    // Forward and backward want two layouts of a weight.
-    if (c.frugal && b.origin.kind === 'external' && b.size >= LARGE_WEIGHT) b.graph.keepAsStored(b);
     return [
       () =>
         transA
@@ -42,7 +39,7 @@ export const linalgRules = {
       () => (beta === 1 ? c.grad : mul(c.grad, beta)),
     ];
   },
-} satisfies Record<string, Rule>;
+} satisfies Record<string, RuleEntry>;
 
 /** A Gemm without an addend, and a value of its shape: their sum as one Gemm, which takes the place of the first. */
 export function addToProduct(product: Value, addend: Value): Value {

@@ -1,3 +1,4 @@
+import { keepSharedWeights } from '../onnx/frozen.js';
 import type { Graph, Node, Value } from '../onnx/graph.js';
 import type { Operator } from '../onnx/operators.js';
 import { bytesPerElement } from '../tensor/dtype.js';
@@ -54,6 +55,7 @@ const sizeOf = ({ size, dtype, producer }: Value): number =>
  * were added, and each value lives from where it is computed to its last use. `npm run bench:memory` compares it with what is measured.
  */
 export function estimateGraphMemory(graph: Graph): GraphMemory {
+  keepSharedWeights(graph);
   const nodes = graph.liveNodes();
   const folded = foldedValues(graph, nodes);
   const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));

@@ -43,6 +43,8 @@ async function compile(request: Compile): Promise<undefined> {
     interOpNumThreads: 1,
     // The planned arena keeps every intermediate's place for the whole run: twice the peak on a training graph.
     enableMemPattern: false,
+    enableCpuMemArena: false,
+    enableCpuMemArena: false,
     logSeverityLevel: FATAL,
     extra: { session },
     ...(request.profilePrefix ? { enableProfiling: true, profileFilePrefix: request.profilePrefix } : {}),

@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { isMainThread, Worker } from 'node:worker_threads';
 import { EngineError } from '../errors.js';
+import { keepSharedWeights } from '../onnx/frozen.js';
 import type { Graph } from '../onnx/graph.js';
 import { encodeModel } from '../onnx/protobuf.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -137,6 +138,7 @@ class NodeEngine implements Engine {
       }
     }
     const folder = commonFolder([...files.values()]);
+    keepSharedWeights(graph);
     const model = encodeModel(graph, {
       externalLocation: (p) => path.relative(folder ?? '/', files.get(p) ?? p),
       ...(this.#device === 'webgpu' ? WEBGPU_WAYS : {}),

@@ -92,6 +92,7 @@ export class Graph {
   readonly stored = new Set<Value>();
   #names = new Map<string, number>();
   #scalars = new Map<string, Value>();
+  readonly #externals = new Map<string, Value>();
   #region: Region | undefined;
 
   constructor(readonly name = 'graph') {}
@@ -115,10 +116,14 @@ export class Graph {
     return value;
   }
 
-  /** An initializer whose bytes stay in a file, for example a tensor of a `.safetensors` file; the engine maps them. */
+  /** An initializer whose bytes stay in a file, for example a tensor of a `.safetensors` file; the engine maps them. Asked for again, it is the same value. */
   external(name: string, dtype: DType, shape: Shape, location: ExternalData): Value {
+    const key = `${dtype} [${shape.join()}] ${location.offset} ${location.path}`;
+    const known = this.#externals.get(key);
+    if (known) return known;
     const value = new Value(this, this.#unique(name), dtype, [...shape], { kind: 'external', location });
     this.initializers.push(value);
+    this.#externals.set(key, value);
     return value;
   }
 

@@ -11,6 +11,19 @@ export function matmul(a: Value, b: Value): Value {
   return a.graph.add('MatMul', [a, b], [{ dtype: a.dtype, shape }])[0]!;
 }
 
+/**
+ * a^T b over the last two axes, leading axes broadcast: [..., K, M] and [..., K, N] -> [..., M, N]. Other than for `matmul` of a transpose, which the engine works out
+ * once for a weight and keeps, no second copy of `a` is made.
+ */
+export function transposedMatmul(a: Value, b: Value): Value {
+  const [k, m] = a.shape.slice(-2);
+  const [k2, n] = b.shape.slice(-2);
+  if (a.rank < 2 || b.rank < 2 || k !== k2 || a.dtype !== b.dtype)
+    throw new GraphError(`transposedMatmul of ${a} and ${b}`);
+  const shape = [...broadcastShapes(a.shape.slice(0, -2), b.shape.slice(0, -2)), m!, n!];
+  return a.graph.add('FusedMatMul', [a, b], [{ dtype: a.dtype, shape }], { transA: { int: 1 } })[0]!;
+}
+
 export interface GemmOptions {
   /** Added to the product; broadcasts to it. */
   readonly c?: Value | undefined;

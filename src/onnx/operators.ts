@@ -1,4 +1,4 @@
-/** The operators that graphs are made of: ONNX opset 20, and the fused activation and attention of ONNX Runtime's own domain. */
+/** The operators that graphs are made of: ONNX opset 20, and the fused activation, matrix product and attention of ONNX Runtime's own domain. */
 export const operators = [
   // elementwise, one operand
   'Neg',
@@ -36,6 +36,7 @@ export const operators = [
   'Or',
   // linalg
   'MatMul',
+  'FusedMatMul',
   'Gemm',
   // conv
   'Conv',
@@ -73,5 +74,6 @@ export const OPSET_VERSION = 20;
 /** Operators outside the default ONNX domain, with the domain that defines them. */
 export const operatorDomains: Readonly<Partial<Record<Operator, string>>> = {
   QuickGelu: 'com.microsoft',
+  FusedMatMul: 'com.microsoft',
   MultiHeadAttention: 'com.microsoft',
 };

@@ -20,7 +20,7 @@ const POINTS = [0, 1, -1, 0.5, -0.5] as const;
  * @param x [N, C, H, W], H and W multiples of 4
  * @param weight [O, C, 3, 3]
  * @param bias [O]
- * @returns [N, O, H, W]; the backward pass is as fast and uses the same transformed kernel
+ * @returns [N, O, H, W]; the backward pass is as fast and reads the same transformed kernel
  */
 export function winogradConv2d(x: Value, weight: Value, bias?: Value): Value {
   const [n, c, h, w] = x.shape as [number, number, number, number];

@@ -3,7 +3,9 @@ import type { DpgSettings } from '../algorithms/dpg.js';
 import { dpgLookForward } from '../algorithms/dpg-look-forward.js';
 import { dreambooth } from '../algorithms/dreambooth.js';
 import type { Batch, Objective } from '../algorithms/objective.js';
+import { priorLoss } from '../algorithms/prior-preservation.js';
 import { gradients } from '../autodiff/gradient.js';
+import { after } from '../autodiff/order.js';
 import { type PictureSize, squareOf } from '../data/aspect-buckets.js';
 import { coefficients, noisySample, predictionTarget } from '../diffusion/look-forward.js';
 import type { Condition } from '../models/unet-2d-condition.js';
@@ -42,6 +44,8 @@ export interface StepSettings {
   readonly noiseOffset?: number;
   readonly gradientAccumulationSteps: number;
   readonly gradientCheckpointing: boolean;
+  /** Whether the class's rows go forwards and back only after the subject's, in the memory that those leave; where rows are large by default. */
+  readonly inTurn?: boolean;
   readonly maxGradNorm: number;
   readonly ema: boolean;
   readonly optimizer: Optimizer;
@@ -105,47 +109,74 @@ export function buildStep(
   const text = model.trainsText(trainable) ? model.textEncoder(graph, rows, trainable) : undefined;
   const condition = model.condition(graph, rows, text?.result);
 
-  const c = coefficients(graph, schedule, timesteps);
-  const noised = noisySample(clean, noise, c);
-  const fromPhotograph = settings.rollouts
-    ? graph.input(FROM_PHOTOGRAPH, 'float32', [settings.instances])
-    : undefined;
-  const noisy = fromPhotograph ? withVisited(noised, fromPhotograph) : noised;
-  const denoiser = model.denoiser(
-    graph,
-    { sample: noisy, timestep: timesteps, condition },
-    { adaptation: trainable, gradientCheckpointing: settings.gradientCheckpointing },
-  );
-  const batch: Batch = {
-    schedule,
-    coefficients: c,
-    instances: settings.instances,
-    ...(fromPhotograph ? { fromPhotograph } : {}),
-    timesteps,
-    clean,
-    noise,
-    noisy,
-    prediction: denoiser.result,
-    target: predictionTarget(schedule.predictionType, clean, noise, c),
+  const { instances } = settings;
+  const fromPhotograph = settings.rollouts ? graph.input(FROM_PHOTOGRAPH, 'float32', [instances]) : undefined;
+  let inputs: ReadonlyMap<string, Value> | undefined;
+  /** Rows of the batch, from one to another, and what the denoiser says of them once `before` is computed. */
+  const batchOf = (from: number, to: number, before: readonly Value[] = []): Batch => {
+    const own = (v: Value): Value => (to - from === rows ? v : slice(v, 0, from, to));
+    const x0 = own(clean);
+    const eps = own(noise);
+    const t = own(timesteps);
+    const c = coefficients(graph, schedule, t);
+    const noised = noisySample(x0, eps, c);
+    const visits = from < instances ? fromPhotograph : undefined;
+    const noisy = visits ? withVisited(noised, visits) : noised;
+    const denoiser = model.denoiser(
+      graph,
+      { sample: after([noisy], before)[0]!, timestep: t, condition: conditionOf(condition, own) },
+      {
+        adaptation: trainable,
+        gradientCheckpointing: settings.gradientCheckpointing,
+        ...(inputs ? { inputs } : {}),
+      },
+    );
+    inputs ??= denoiser.inputs;
+    return {
+      schedule,
+      coefficients: c,
+      instances: Math.min(Math.max(instances - from, 0), to - from),
+      ...(visits ? { fromPhotograph: visits } : {}),
+      timesteps: t,
+      clean: x0,
+      noise: eps,
+      noisy,
+      prediction: denoiser.result,
+      target: predictionTarget(schedule.predictionType, x0, eps, c),
+    };
   };
-  const parameters = [...denoiser.inputs.values(), ...(text?.inputs.values() ?? [])];
+  // Where whole weights train, a first set of their gradients would wait for the second.
+  const savesMemory = places(shape) >= LARGE_ROW && trainable.weights === undefined;
+  const inTurn = settings.priors > 0 && (settings.inTurn ?? savesMemory);
+  const batch = batchOf(0, inTurn ? instances : rows);
+  const parameters = [...inputs!.values(), ...(text?.inputs.values() ?? [])];
   const predict = (sample: Value, timestep: Value): Value =>
     model.denoiser(
       graph,
-      { sample, timestep, condition: instanceCondition(condition, settings.instances) },
-      { adaptation: trainable, inputs: denoiser.inputs },
+      { sample, timestep, condition: conditionOf(condition, (v) => slice(v, 0, 0, instances)) },
+      { adaptation: trainable, inputs: inputs! },
     ).result;
   const built = buildObjective(graph, batch, model, predict, settings);
-  const { loss, criticLoss, metrics } = built.objective;
+  const half = model.computeType === 'float16';
+  const scaleOf = (g: Graph): Value | undefined => (half ? g.input(LOSS_SCALE, 'float32', []) : undefined);
+  const scale = scaleOf(graph);
+  const descend = (part: Value): Value[] => gradients(scale ? mul(part, scale) : part, parameters);
+  let { loss, metrics } = built.objective;
+  let grads = descend(loss);
+  if (inTurn) {
+    const prior = priorLoss(batchOf(instances, rows, grads))!;
+    const weighted = mul(prior, settings.priorLossWeight);
+    const added = descend(weighted);
+    grads = grads.map((own, i) => add(own, added[i]!));
+    loss = add(loss, weighted);
+    metrics = { ...metrics, priorLoss: prior };
+  }
+  const { criticLoss } = built.objective;
   const { critic } = built;
   const named = { ...metrics, ...(criticLoss ? { criticLoss } : {}) };
   graph.output('loss', loss);
   for (const [name, value] of Object.entries(named)) graph.output(name, value);
 
-  const half = model.computeType === 'float16';
-  const scaleOf = (g: Graph): Value | undefined => (half ? g.input(LOSS_SCALE, 'float32', []) : undefined);
-  const scale = scaleOf(graph);
-  const grads = gradients(scale ? mul(loss, scale) : loss, parameters);
   let apply: Graph | undefined;
   if (parts === 1) {
     update(graph, parameters, grads, settings, scale);
@@ -193,9 +224,13 @@ function withVisited(noised: Value, fromPhotograph: Value): Value {
   return rows === instances ? own : concat([own, slice(noised, 0, instances, rows)], 0);
 }
 
-/** What the subject's rows are conditioned on. */
-function instanceCondition({ encoderHiddenStates, added }: Condition, count: number): Condition {
-  const rows = (v: Value): Value => slice(v, 0, 0, count);
+/** From so many places of latents a row keeps the processor busy by itself: 512 by 512 pixels. Several at once would not be faster, and take memory. */
+const LARGE_ROW = 64 * 64;
+
+const places = (latents: readonly number[]): number => latents.at(-1)! * latents.at(-2)!;
+
+/** What some rows are conditioned on. */
+function conditionOf({ encoderHiddenStates, added }: Condition, rows: (v: Value) => Value): Condition {
   return {
     encoderHiddenStates: rows(encoderHiddenStates),
     ...(added ? { added: { textEmbeds: rows(added.textEmbeds), timeIds: rows(added.timeIds) } } : {}),

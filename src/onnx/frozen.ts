@@ -1,0 +1,26 @@
+import type { Graph, Value } from './graph.js';
+
+/** Whether a value follows from weights and constants alone, so that the engine knows it before the first run. */
+export function isFrozen(value: Value): boolean {
+  const { origin } = value;
+  if (origin.kind !== 'node') return origin.kind !== 'input';
+  return origin.node.inputs.every((input) => input === undefined || isFrozen(input));
+}
+
+/** Copies of 1 MiB in all. */
+const LARGE_COPIES = 1 << 18;
+
+/**
+ * Asks the engine to read the weights as they are stored that several matrix products read, as the way forwards and the way back do: each product would keep a packed copy of
+ * its own, which saves little time where a weight meets many rows.
+ */
+export function keepSharedWeights(graph: Graph): void {
+  const readers = new Map<Value, number>();
+  for (const { operator, inputs } of graph.liveNodes()) {
+    const weight = inputs[1];
+    if (operator === 'Gemm' && weight?.origin.kind === 'external')
+      readers.set(weight, (readers.get(weight) ?? 0) + 1);
+  }
+  for (const [weight, count] of readers)
+    if ((count - 1) * weight.size >= LARGE_COPIES) graph.keepAsStored(weight);
+}
