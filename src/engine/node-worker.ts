@@ -44,7 +44,6 @@ async function compile(request: Compile): Promise<undefined> {
     // The planned arena keeps every intermediate's place for the whole run: twice the peak on a training graph.
     enableMemPattern: false,
     enableCpuMemArena: false,
-    enableCpuMemArena: false,
     logSeverityLevel: FATAL,
     extra: { session },
     ...(request.profilePrefix ? { enableProfiling: true, profileFilePrefix: request.profilePrefix } : {}),

@@ -2,16 +2,19 @@ import assert from 'node:assert/strict';
 import path from 'node:path';
 import { suite, test } from 'node:test';
 import { gradients } from '../../src/autodiff/gradient.js';
-import { recompute } from '../../src/autodiff/recompute.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { openSafetensors, writeSafetensorsFile } from '../../src/formats/safetensors-file.js';
+import { conv2d as convolutionLayer } from '../../src/nn/conv2d.js';
+import { Scope } from '../../src/nn/parameters.js';
 import { conv2d } from '../../src/onnx/conv.js';
 import { mul } from '../../src/onnx/elementwise.js';
+import { keepSharedWeights } from '../../src/onnx/frozen.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
 import { gemm } from '../../src/onnx/linalg.js';
 import { sum } from '../../src/onnx/reduction.js';
 import { Random } from '../../src/tensor/random.js';
 import type { Shape, Tensor } from '../../src/tensor/tensor.js';
+import { relativeError } from '../goldens.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
 const SIDE = 4;
@@ -102,16 +105,71 @@ suite('weights that are kept as they are stored', () => {
     assert.ok(!operators(graph).includes('ConvTranspose'));
   });
 
-  test('a large matrix is kept where a block is computed again, and only there', async (t) => {
+  test('a matrix that is read forwards and back is kept, the same product as from a packed copy, and one that is read once is not', async (t) => {
     const folder = await temporaryFolder(t);
-    for (const again of [false, true]) {
-      const graph = new Graph('product');
-      const x = graph.input('x', 'float32', [4, 2048]);
-      const { value: w } = await stored(graph, [2048, 2048], folder);
-      const block = (h: Value): Value => gemm(h, w, { transB: true });
-      const y = again ? recompute([x], block) : block(x);
-      gradients(sum(y), [x]);
-      assert.equal(graph.stored.has(w), again);
+    const graph = new Graph('product');
+    const x = graph.input('x', 'float32', [4, 640]);
+    const { value: w, data } = await stored(graph, [640, 640], folder);
+    const y = gemm(x, w, { transB: true });
+    graph.output('y', y);
+    keepSharedWeights(graph);
+    assert.equal(graph.stored.size, 0);
+    const upstream = graph.input('upstream', 'float32', [4, 640]);
+    const [dx] = gradients(sum(mul(y, upstream)), [x]);
+    graph.output('dx', dx!);
+    keepSharedWeights(graph);
+    assert.deepEqual([...graph.stored], [w]);
+    const feeds = {
+      x: random.derive('rows').normals([4, 640]),
+      upstream: random.derive('rows up').normals([4, 640]),
+    };
+    const results = await run(graph, feeds);
+    for (const [row, column] of [
+      [0, 0],
+      [1, 639],
+      [3, 321],
+    ] as const) {
+      let [forth, back] = [0, 0];
+      for (let i = 0; i < 640; i++) {
+        forth += feeds.x.data[row * 640 + i]! * data[column * 640 + i]!;
+        back += feeds.upstream.data[row * 640 + i]! * data[i * 640 + column]!;
+      }
+      assert.ok(Math.abs((results.y!.data[row * 640 + column] as number) - forth) < 1e-5 * 640);
+      assert.ok(Math.abs((results.dx!.data[row * 640 + column] as number) - back) < 1e-5 * 640);
     }
+  });
+
+  test('a large kernel of one pixel is a matrix, of which no second copy is made: as the convolution, forwards and back', async (t) => {
+    const shape = [2, 1024, 2, 3];
+    const file = await temporaryFolder(t);
+    const graph = new Graph('pointwise');
+    const { value: w } = await stored(graph, [1024, 1024, 1, 1], file);
+    const x = graph.input('x', 'float32', shape);
+    const upstream = graph.input('upstream', 'float32', shape);
+    const bias = graph.constant(random.derive('bias').normals([1024]), 'bias');
+    const scope = new Scope({ parameter: (name) => (name === 'weight' ? w : bias) });
+    const plain = conv2d(x, w, bias);
+    const matrix = convolutionLayer(scope, x, { in: 1024, out: 1024, kernel: 1 });
+    for (const [name, y] of Object.entries({ plain, matrix })) {
+      graph.output(name, y);
+      graph.output(`${name} back`, gradients(sum(mul(y, upstream)), [x])[0]!);
+    }
+    assert.equal(operators(graph).filter((op) => op === 'FusedMatMul').length, 1);
+    const results = await run(graph, {
+      x: random.derive('image').normals(shape),
+      upstream: random.derive('image up').normals(shape),
+    });
+    for (const part of ['', ' back']) {
+      const error = relativeError(results[`matrix${part}`]!, results[`plain${part}`]!);
+      assert.ok(error < 1e-5, `${part} ${error}`);
+    }
+  });
+
+  test('a weight that is asked for again is the same value', async (t) => {
+    const graph = new Graph('twice');
+    const { value: w } = await stored(graph, [2, 2], await temporaryFolder(t));
+    assert.equal(w.origin.kind, 'external');
+    if (w.origin.kind === 'external')
+      assert.equal(graph.external('again', 'float32', [2, 2], w.origin.location), w);
   });
 });

@@ -158,6 +158,7 @@ suite('training against PyTorch', () => {
     c: Case,
     gradientCheckpointing: boolean,
     computeType: ComputeType = 'float32',
+    inTurn?: boolean,
   ): Promise<void> {
     const world = worlds[c.world]!;
     const model = models.get(`${world.folder} ${computeType}`)!;
@@ -175,6 +176,7 @@ suite('training against PyTorch', () => {
       resolution: world.resolution,
       gradientAccumulationSteps: c.gradientAccumulation,
       gradientCheckpointing,
+      ...(inTurn === undefined ? {} : { inTurn }),
       maxGradNorm: c.maxGradNorm,
       ema: false,
       optimizer,
@@ -259,6 +261,9 @@ suite('training against PyTorch', () => {
   for (const c of cases) {
     test(c.name, () => check(c, false));
     test(`${c.name}, in half precision`, () => check(c, false, 'float16'));
+  }
+  for (const c of cases.filter(({ priorWeight }) => priorWeight !== null)) {
+    test(`${c.name}, the class's rows after the subject's`, () => check(c, false, 'float32', true));
   }
   for (const c of cases.filter(({ name }) => name === 'dpg look-forward, text encoder')) {
     test(`${c.name}, with gradient checkpointing`, () => check(c, true));
