@@ -9,7 +9,7 @@ export interface GraphMemory {
   readonly weights: number;
   /** What is computed from weights alone and given back once it has been copied into the layout that kernels like: it is there beside `weights` while compiling. */
   readonly compiling: number;
-  /** The most that intermediate values take at one moment of a run, with inputs and outputs. */
+  /** What intermediate values take in a run, with inputs and outputs. */
   readonly activations: number;
   /** State that the graph updates. */
   readonly state: number;
@@ -20,11 +20,6 @@ export interface GraphMemory {
 /** Measured: what ONNX Runtime keeps for each node of a session, and for a session at all. */
 const BYTES_A_NODE = 12 * 1024;
 const BYTES_A_SESSION = 2 * 2 ** 20;
-/**
- * Measured: what the runtime's arena holds for each byte that is alive, since freed pieces do not always fit what comes next and kernels have scratch of their own.
- * Where only the forward pass runs little is kept, and these weigh more.
- */
-const ARENA = { training: 1.35, inference: 2.1 } as const;
 
 /** ONNX Runtime's kernels that may write their result over an operand that nobody else needs. */
 const inPlace: ReadonlySet<Operator> = new Set([
@@ -52,7 +47,7 @@ const sizeOf = ({ size, dtype, producer }: Value): number =>
 
 /**
  * Estimates what a graph takes when ONNX Runtime has compiled it for the processor and runs it, from the graph alone: nodes are walked in the order in which they
- * were added, and each value lives from where it is computed to its last use. `npm run bench:memory` compares it with what is measured.
+ * were added, each value lives from where it is computed to its last use, and what it leaves is kept for the next one of its shape. `npm run bench:memory` compares it with what is measured.
  */
 export function estimateGraphMemory(graph: Graph): GraphMemory {
   keepSharedWeights(graph);
@@ -60,8 +55,7 @@ export function estimateGraphMemory(graph: Graph): GraphMemory {
   const folded = foldedValues(graph, nodes);
   const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
   const { weights, compiling } = weightBytes(graph, run, folded);
-  const held = graph.updates.size > 0 ? ARENA.training : ARENA.inference;
-  const activations = held * peakLiveBytes(graph, run);
+  const activations = heldBytes(graph, run);
   const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
   const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
   return { weights, compiling, activations, state, engine };
@@ -114,8 +108,11 @@ function weightBytes(
   return { weights, compiling };
 }
 
-/** The most bytes that are alive at once. */
-export function peakLiveBytes(graph: Graph, order: readonly Node[]): number {
+/**
+ * What intermediate values take in a run. The engine plans ahead that the place of a value that is no longer needed is taken by a later one of the same type and shape, and
+ * holds it until then: of each shape it holds as many as are ever alive at once, whether those of other shapes are needed at that moment or not.
+ */
+export function heldBytes(graph: Graph, order: readonly Node[]): number {
   // Values that share one piece of memory, by the value that it was made for.
   const owner = new Map<Value, Value>();
   const ownerOf = (v: Value): Value => owner.get(v) ?? v;
@@ -131,8 +128,15 @@ export function peakLiveBytes(graph: Graph, order: readonly Node[]): number {
   const kept = new Set<Value>([...graph.outputs.values(), ...graph.updates.values()]);
 
   const { inputs } = graph.liveSources();
-  let live = inputs.reduce((sum, v) => sum + sizeOf(v), 0);
-  let peak = live;
+  const fed = inputs.reduce((sum, v) => sum + sizeOf(v), 0);
+  const live = new Map<string, number>();
+  const most = new Map<string, number>();
+  const hold = (v: Value, sign: 1 | -1): void => {
+    const shape = `${v.dtype} ${v.shape.join()}`;
+    const bytes = (live.get(shape) ?? 0) + sign * sizeOf(v);
+    live.set(shape, bytes);
+    most.set(shape, Math.max(most.get(shape) ?? 0, bytes));
+  };
   for (const node of order) {
     const [first] = node.outputs;
     for (const output of node.outputs) {
@@ -146,18 +150,17 @@ export function peakLiveBytes(graph: Graph, order: readonly Node[]): number {
             })
           : undefined;
       if (base) owner.set(output, ownerOf(base));
-      else live += sizeOf(output);
+      else hold(output, 1);
       use(output, (remaining.get(output) ?? 0) + (kept.has(output) ? 1 : 0));
     }
-    peak = Math.max(peak, live);
     for (const v of node.inputs) {
       if (v?.producer === undefined) continue;
       remaining.set(v, remaining.get(v)! - 1);
-      if (use(v, -1) === 0) live -= sizeOf(ownerOf(v));
+      if (use(v, -1) === 0) hold(ownerOf(v), -1);
     }
     for (const output of node.outputs) {
-      if (uses.get(ownerOf(output)) === 0) live -= sizeOf(ownerOf(output));
+      if (uses.get(ownerOf(output)) === 0) hold(ownerOf(output), -1);
     }
   }
-  return peak;
+  return [...most.values()].reduce((sum, bytes) => sum + bytes, fed);
 }
