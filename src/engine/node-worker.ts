@@ -43,6 +43,7 @@ async function compile(request: Compile): Promise<undefined> {
     interOpNumThreads: 1,
     // The planned arena keeps every intermediate's place for the whole run: twice the peak on a training graph.
     enableMemPattern: false,
+    // The arena's regions grow by doubling and are given back only with the session: a full-size step takes a gigabyte less without, and about the same time.
     enableCpuMemArena: false,
     logSeverityLevel: FATAL,
     extra: { session },
