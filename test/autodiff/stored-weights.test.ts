@@ -8,7 +8,7 @@ import { conv2d as convolutionLayer } from '../../src/nn/conv2d.js';
 import { Scope } from '../../src/nn/parameters.js';
 import { conv2d } from '../../src/onnx/conv.js';
 import { mul } from '../../src/onnx/elementwise.js';
-import { keepSharedWeights } from '../../src/onnx/frozen.js';
+import { isFrozen, keepSharedWeights } from '../../src/onnx/frozen.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
 import { gemm } from '../../src/onnx/linalg.js';
 import { sum } from '../../src/onnx/reduction.js';
@@ -163,6 +163,15 @@ suite('weights that are kept as they are stored', () => {
       const error = relativeError(results[`matrix${part}`]!, results[`plain${part}`]!);
       assert.ok(error < 1e-5, `${part} ${error}`);
     }
+  });
+
+  test('what is frozen is found in a graph of any depth', () => {
+    const graph = new Graph('deep');
+    let [moving, fixed] = [graph.input('x', 'float32', [1]), graph.constant(random.normals([1]))];
+    const fixedStart = fixed;
+    for (let i = 0; i < 30_000; i++) [moving, fixed] = [mul(moving, fixedStart), mul(fixed, fixedStart)];
+    assert.equal(isFrozen(moving), false);
+    assert.equal(isFrozen(fixed), true);
   });
 
   test('a weight that is asked for again is the same value', async (t) => {
