@@ -6,6 +6,7 @@ import { renderExamples } from '../data/world/render.js';
 import { type Json, parseConfig } from '../formats/json-config.js';
 import { clipTextProjection } from '../models/clip-text.js';
 import { clipImageEmbedding, readClipConfig } from '../models/clip-vision.js';
+import { initialParameters } from '../nn/initialize.js';
 import { InputParameters, Scope } from '../nn/parameters.js';
 import { Graph } from '../onnx/graph.js';
 import { Random } from '../tensor/random.js';
@@ -22,12 +23,14 @@ export interface ClipTraining extends SmallModelTraining {
 /** How the encoders that ship were trained, but for the seed. */
 export const clipDefaults = {
   examples: 24_000,
-  steps: 3000,
+  steps: 1500,
   batchSize: 64,
   checkpointingSteps: 250,
 } as const satisfies Partial<ClipTraining>;
 
 const PROMPT_LENGTH = 32;
+/** Radford et al., section 2.5. */
+const FIRST_TEMPERATURE = 0.07;
 const LAYER = {
   attention_dropout: 0,
   hidden_act: 'quick_gelu',
@@ -93,12 +96,16 @@ export async function trainClip(options: ClipTraining): Promise<void> {
   const { projected } = clipTextProjection(scope, config.text, tokens);
   const logScale = scope.parameter('logit_scale', [], { kind: 'ones' });
   const augmentation = new Augmentation(ENCODER_RESOLUTION, new Random(seed, 'grain'));
+  const settings = await smallModelSettings(options);
+  const initial = initialParameters(parameters.specs, settings.random);
+  initial.set('logit_scale', float32([], [Math.log(1 / FIRST_TEMPERATURE)]));
   const trained = await trainFully(
     {
       name: 'clip',
       graph,
       loss: contrastiveLoss(images, projected, logScale),
       parameters: [parameters],
+      initial,
       batch: (step) => {
         const random = new Random(seed, 'clip', step);
         const pixels = new Float32Array(b * 3 * ENCODER_RESOLUTION ** 2);
@@ -118,7 +125,7 @@ export async function trainClip(options: ClipTraining): Promise<void> {
       warmupSteps: 200,
       maxEmaDecay: 0.998,
     },
-    await smallModelSettings(options),
+    settings,
   );
   const preprocessing = encoderPreprocessing('CLIPImageProcessor');
   await writeEncoder(output, { 'config.json': json, 'preprocessor_config.json': preprocessing }, trained);

@@ -1,3 +1,4 @@
+import { koleoLoss } from '../algorithms/koleo.js';
 import { selfDistillationLoss } from '../algorithms/self-distillation.js';
 import { Augmentation } from '../data/augmentation.js';
 import { channelsFirst } from '../data/channels-first.js';
@@ -6,6 +7,7 @@ import { type Json, parseConfig } from '../formats/json-config.js';
 import { type DinoHeadConfig, dinoHead } from '../models/dino-head.js';
 import { readViTConfig, vit } from '../models/vit.js';
 import { InputParameters, Scope } from '../nn/parameters.js';
+import { add, mul } from '../onnx/elementwise.js';
 import { Graph, type Value } from '../onnx/graph.js';
 import { split } from '../onnx/movement.js';
 import { emaName } from '../optim/ema.js';
@@ -27,25 +29,28 @@ export const dinoDefaults = {
   subjects: 6000,
   views: 4,
   steps: 2500,
-  batchSize: 48,
+  batchSize: 64,
   checkpointingSteps: 250,
 } as const satisfies Partial<DinoTraining>;
 
 const CONFIG: Json = {
   architectures: ['ViTModel'],
   hidden_act: 'gelu',
-  hidden_size: 128,
+  hidden_size: 96,
   image_size: ENCODER_RESOLUTION,
-  intermediate_size: 384,
+  intermediate_size: 288,
   layer_norm_eps: 1e-6,
   model_type: 'vit',
-  num_attention_heads: 4,
+  num_attention_heads: 3,
   num_channels: 3,
-  num_hidden_layers: 4,
+  num_hidden_layers: 3,
   patch_size: 8,
   qkv_bias: true,
 };
-const HEAD: DinoHeadConfig = { hiddenSize: 256, bottleneck: 64, prototypes: 512 };
+const HEAD: DinoHeadConfig = { bottleneck: 64, prototypes: 512 };
+/** Sharper than is usual: with fewer pictures a step than prototypes, Sinkhorn-Knopp flattens the answers, and from flat answers nothing is learnt. */
+const TEACHER_TEMPERATURE = 0.025;
+const KOLEO_WEIGHT = 0.3;
 
 /** The teacher's input names are the averages' names. */
 const TEACHER = emaName('');
@@ -70,11 +75,19 @@ export async function trainDino(options: DinoTraining): Promise<void> {
   const shape = [2 * b, 3, ENCODER_RESOLUTION, ENCODER_RESOLUTION];
   const pixels = graph.input('pixels', 'float32', shape);
   // The first B rows are one view of each subject, the others the other.
-  const scores = (parameters: InputParameters): readonly Value[] => {
+  const byView = (x: Value): readonly Value[] => split(x, [b, b], 0);
+  const network = (parameters: InputParameters) => {
     const scope = new Scope(parameters);
-    return split(dinoHead(scope.at('head'), HEAD, vit(scope, config, pixels)), [b, b], 0);
+    const embeddings = vit(scope, config, pixels);
+    return { embeddings, scores: byView(dinoHead(scope.at('head'), HEAD, embeddings)) };
   };
-  const loss = selfDistillationLoss(scores(student), scores(teacher));
+  const { embeddings, scores } = network(student);
+  const distillation = selfDistillationLoss(scores, network(teacher).scores, {
+    teacherTemperature: TEACHER_TEMPERATURE,
+  });
+  const [one, other] = byView(embeddings).map(koleoLoss);
+  const spread = mul(add(one!, other!), 0.5);
+  const loss = add(distillation, mul(spread, KOLEO_WEIGHT));
   const augmentation = new Augmentation(ENCODER_RESOLUTION, new Random(seed, 'grain'));
   const trained = await trainFully(
     {
@@ -100,8 +113,8 @@ export async function trainDino(options: DinoTraining): Promise<void> {
         return { pixels: float32(shape, batch) };
       },
       steps: options.steps,
-      learningRate: 1e-3,
-      warmupSteps: 200,
+      learningRate: 2e-3,
+      warmupSteps: 50,
       maxEmaDecay: 0.99,
     },
     await smallModelSettings(options),
