@@ -28,8 +28,8 @@ export interface DinoTraining extends SmallModelTraining {
 export const dinoDefaults = {
   subjects: 6000,
   views: 4,
-  steps: 2500,
-  batchSize: 64,
+  steps: 5000,
+  batchSize: 32,
   checkpointingSteps: 250,
 } as const satisfies Partial<DinoTraining>;
 
@@ -49,7 +49,7 @@ const CONFIG: Json = {
 };
 const HEAD: DinoHeadConfig = { bottleneck: 64, prototypes: 512 };
 /** Sharper than is usual: with fewer pictures a step than prototypes, Sinkhorn-Knopp flattens the answers, and from flat answers nothing is learnt. */
-const TEACHER_TEMPERATURE = 0.025;
+const TEACHER_TEMPERATURE = 0.015;
 const KOLEO_WEIGHT = 0.3;
 
 /** The teacher's input names are the averages' names. */
@@ -113,9 +113,9 @@ export async function trainDino(options: DinoTraining): Promise<void> {
         return { pixels: float32(shape, batch) };
       },
       steps: options.steps,
-      learningRate: 2e-3,
+      learningRate: 3e-3,
       warmupSteps: 50,
-      maxEmaDecay: 0.99,
+      maxEmaDecay: 0.98,
     },
     await smallModelSettings(options),
   );
