@@ -31,6 +31,12 @@ export function goldenTensors(file: string): Map<string, Tensor> {
   return tensors;
 }
 
+/** The tensors whose names begin with a prefix, by the rest of their names. */
+export function withoutPrefix(tensors: ReadonlyMap<string, Tensor>, prefix: string): Map<string, Tensor> {
+  const found = [...tensors].filter(([name]) => name.startsWith(prefix));
+  return new Map(found.map(([name, t]) => [name.slice(prefix.length), t]));
+}
+
 /** A golden JSON file. */
 export function goldenJson<T>(file: string): T {
   return JSON.parse(readFileSync(new URL(file, folder), 'utf8')) as T;

@@ -9,9 +9,8 @@ import { SCENES } from '../data/world/scenes.js';
 import { COLOUR_NAMES, NOUNS } from '../data/world/subject.js';
 import type { Engine, Program } from '../engine/engine.js';
 import { ModelError } from '../errors.js';
-import { writeFileAtomic } from '../formats/atomic-file.js';
 import { type Json, parseConfig } from '../formats/json-config.js';
-import { readConfigFile } from '../formats/json-config-file.js';
+import { readConfigFile, writeJsonFile } from '../formats/json-config-file.js';
 import { makeFolder } from '../formats/make-folder.js';
 import { openSafetensors, writeSafetensorsFile } from '../formats/safetensors-file.js';
 import {
@@ -233,7 +232,7 @@ async function saveWorldClassifier(
   const halves = [...weights].map(([name, t]) => [name, fromFloat32(t, 'float16')] as const);
   await makeFolder(folder);
   await writeSafetensorsFile(join(folder, WEIGHTS_FILE), new Map(halves));
-  await writeFileAtomic(join(folder, CONFIG_FILE), `${JSON.stringify(CONFIG, null, 2)}\n`);
+  await writeJsonFile(join(folder, CONFIG_FILE), CONFIG);
 }
 
 async function drawExamples(options: WorldClassifierTraining): Promise<RenderedExample[]> {

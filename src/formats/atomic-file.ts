@@ -45,7 +45,7 @@ const remedies: Readonly<Record<string, string>> = {
  */
 export async function writeFileAtomic(path: string, contents: FileContents): Promise<void> {
   const folder = dirname(path);
-  const temporary = join(folder, `.${basename(path)}.${randomBytes(8).toString('hex')}.partial`);
+  const temporary = temporaryBeside(path);
   const refused = (error: unknown): never => {
     throw outputError(path, error);
   };
@@ -67,6 +67,11 @@ export async function writeFileAtomic(path: string, contents: FileContents): Pro
     throw error;
   }
   await flushFolder(folder);
+}
+
+/** A hidden name, used by nobody else, for what will have this path when it is whole; see {@link temporariesOf}. */
+export function temporaryBeside(path: string): string {
+  return join(dirname(path), `.${basename(path)}.${randomBytes(8).toString('hex')}.partial`);
 }
 
 /**

@@ -1,8 +1,7 @@
-import { randomBytes } from 'node:crypto';
 import { mkdir, rename, rm } from 'node:fs/promises';
-import { basename, dirname, join, resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { OutputError } from '../errors.js';
-import { flushFolder, outputError } from './atomic-file.js';
+import { flushFolder, outputError, temporaryBeside } from './atomic-file.js';
 import { requireFree } from './new-path.js';
 
 /**
@@ -16,7 +15,7 @@ export async function writeFolderAtomic(
 ): Promise<void> {
   await requireFree(path);
   const parent = dirname(resolve(path));
-  const temporary = join(parent, `.${basename(resolve(path))}.${randomBytes(8).toString('hex')}.partial`);
+  const temporary = temporaryBeside(resolve(path));
   const refused = (error: unknown): never => {
     throw outputError(path, error);
   };

@@ -3,7 +3,12 @@ import { add, cast, mul } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
 import type { Shape } from '../tensor/tensor.js';
-import type { Initializer, InputParameters, LoraFactors, ParameterSource } from './parameters.js';
+import {
+  DerivedParameters,
+  type InputParameters,
+  type LoraFactors,
+  type ParameterSource,
+} from './parameters.js';
 
 /** y + scale * up(down(x)) for rows x [N, in] and y [N, out] (Hu et al., "LoRA", arXiv 2106.09685, eq. 3), in the type of x. */
 export function addLora(y: Value, x: Value, factors: LoraFactors): Value {
@@ -37,29 +42,19 @@ export interface LoraOptions {
  * Adds trainable low-rank updates to the parameters of another source. The factors are variables, `<module>.lora_A.weight` [rank, in] and
  * `<module>.lora_B.weight` [out, rank]; A starts as a linear layer does, B at zero, so the first output is the base model's.
  */
-export class LoraParameters implements ParameterSource {
+export class LoraParameters extends DerivedParameters {
   constructor(
-    private readonly base: ParameterSource,
+    base: ParameterSource,
     private readonly factors: InputParameters,
     private readonly options: LoraOptions,
-  ) {}
-
-  parameter(path: string, shape: Shape, init: Initializer): Value {
-    return this.base.parameter(path, shape, init);
+  ) {
+    super(base);
   }
 
-  has(path: string): boolean {
-    return this.base.has?.(path) ?? false;
-  }
-
-  addedRows(path: string, table: Shape): Value | undefined {
-    return this.base.addedRows?.(path, table);
-  }
-
-  lora(path: string, weight: Shape): LoraFactors | undefined {
+  override lora(path: string, weight: Shape): LoraFactors | undefined {
     const { rank, alpha, targets } = this.options;
     const [outFeatures, inFeatures] = weight as [number, number];
-    if (!targets(path)) return this.base.lora?.(path, weight);
+    if (!targets(path)) return super.lora(path, weight);
     return {
       down: this.factors.parameter(`${path}.lora_A.weight`, [rank, inFeatures], {
         kind: 'uniform',
@@ -81,7 +76,7 @@ export interface FactorShapes {
  * Adds low-rank updates that do not train to the parameters of another source, for linear layers and convolutions alike. The factors, with their scale in `up`, are
  * inputs of the graph, named as `fixedLoraInputs` says.
  */
-export class FixedLora implements ParameterSource {
+export class FixedLora extends DerivedParameters {
   readonly #values = new Map<string, LoraFactors>();
 
   /**
@@ -89,25 +84,15 @@ export class FixedLora implements ParameterSource {
    * @param component the name before the module paths of this source, and in the names of the inputs.
    */
   constructor(
-    private readonly base: ParameterSource,
+    base: ParameterSource,
     private readonly graph: Graph,
     private readonly modules: ReadonlyMap<string, FactorShapes>,
     private readonly component: string,
-  ) {}
-
-  parameter(path: string, shape: Shape, init: Initializer): Value {
-    return this.base.parameter(path, shape, init);
+  ) {
+    super(base);
   }
 
-  has(path: string): boolean {
-    return this.base.has?.(path) ?? false;
-  }
-
-  addedRows(path: string, table: Shape): Value | undefined {
-    return this.base.addedRows?.(path, table);
-  }
-
-  lora(path: string): LoraFactors | undefined {
+  override lora(path: string): LoraFactors | undefined {
     const module = `${this.component}.${path}`;
     const shapes = this.modules.get(module);
     if (shapes === undefined) return undefined;

@@ -37,6 +37,27 @@ export interface ParameterSource {
   addedRows?(path: string, table: Shape): Value | undefined;
 }
 
+/** Another source as it is; what changes some of it overrides that. */
+export class DerivedParameters implements ParameterSource {
+  constructor(protected readonly base: ParameterSource) {}
+
+  parameter(path: string, shape: Shape, init: Initializer): Value {
+    return this.base.parameter(path, shape, init);
+  }
+
+  has(path: string): boolean {
+    return this.base.has?.(path) ?? false;
+  }
+
+  lora(path: string, weight: Shape): LoraFactors | undefined {
+    return this.base.lora?.(path, weight);
+  }
+
+  addedRows(path: string, table: Shape): Value | undefined {
+    return this.base.addedRows?.(path, table);
+  }
+}
+
 /** A place in a model's tree of parameters, for example `down_blocks.0.resnets.1`. */
 export class Scope {
   readonly source: ParameterSource;

@@ -1,7 +1,7 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../formats/atomic-file.js';
-import type { Json } from '../formats/json-config.js';
+import { writeJsonFile } from '../formats/json-config-file.js';
 import type { TensorStream } from '../formats/safetensors.js';
 import { writeTensorStreams } from '../formats/safetensors-file.js';
 import { type SingleFile, shippedTokenizerPath } from './single-file.js';
@@ -21,16 +21,16 @@ export async function writeModelFolder(
     weightStream(path, weight),
 ): Promise<void> {
   const { model_index: index, ...parts } = configurations;
-  await writeJson(join(folder, 'model_index.json'), index);
+  await writeJsonFile(join(folder, 'model_index.json'), index);
   for (const [name, values] of Object.entries(parts)) {
     await mkdir(join(folder, name));
-    if (name === 'scheduler') await writeJson(join(folder, name, 'scheduler_config.json'), values);
+    if (name === 'scheduler') await writeJsonFile(join(folder, name, 'scheduler_config.json'), values);
     else if (name.startsWith('tokenizer')) {
-      await writeJson(join(folder, name, 'tokenizer_config.json'), values);
+      await writeJsonFile(join(folder, name, 'tokenizer_config.json'), values);
       for (const file of vocabularyFiles)
         await writeFileAtomic(join(folder, name, file), await readFile(join(shippedTokenizerPath(), file)));
     } else {
-      await writeJson(join(folder, name, 'config.json'), values);
+      await writeJsonFile(join(folder, name, 'config.json'), values);
     }
   }
   for (const [name, tensors] of Object.entries(weights)) {
@@ -41,8 +41,4 @@ export async function writeModelFolder(
       new Map([['format', 'pt']]),
     );
   }
-}
-
-function writeJson(path: string, value: Json): Promise<void> {
-  return writeFileAtomic(path, `${JSON.stringify(value, null, 2)}\n`);
 }

@@ -1,8 +1,9 @@
 import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { OutputError, RunError } from '../errors.js';
-import { flushFolder, outputError, writeFileAtomic } from '../formats/atomic-file.js';
+import { flushFolder, outputError } from '../formats/atomic-file.js';
 import { isObject, type Json } from '../formats/json-config.js';
+import { writeJsonFile } from '../formats/json-config-file.js';
 import type { TensorStream } from '../formats/safetensors.js';
 import { openSafetensors, type SafetensorsFile, writeTensorStreams } from '../formats/safetensors-file.js';
 
@@ -66,7 +67,7 @@ export async function writeCheckpoint(folder: string, state: CheckpointContents)
     await mkdir(partial, { recursive: true });
     await writeTensorStreams(join(partial, TENSORS), state.tensors);
     const progress = { format: FORMAT, step: state.step, progress: state.progress };
-    await writeFileAtomic(join(partial, PROGRESS), `${JSON.stringify(progress, null, 2)}\n`);
+    await writeJsonFile(join(partial, PROGRESS), progress);
     await rename(partial, entry.path);
   } catch (error) {
     await rm(partial, { recursive: true, force: true }).catch(() => undefined);

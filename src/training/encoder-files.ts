@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import { writeFileAtomic } from '../formats/atomic-file.js';
 import type { Json } from '../formats/json-config.js';
+import { writeJsonFile } from '../formats/json-config-file.js';
 import { makeFolder } from '../formats/make-folder.js';
 import { writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { fromFloat32, type Tensor } from '../tensor/tensor.js';
@@ -32,7 +32,7 @@ export async function writeEncoder(
 ): Promise<void> {
   await makeFolder(folder);
   for (const [name, config] of Object.entries(configs)) {
-    await writeFileAtomic(join(folder, name), `${JSON.stringify(config, null, 2)}\n`);
+    await writeJsonFile(join(folder, name), config);
   }
   const halves = [...weights].map(([name, t]) => [name, fromFloat32(t, 'float16')] as const);
   await writeSafetensorsFile(join(folder, 'model.safetensors'), new Map(halves), new Map([['format', 'pt']]));

@@ -9,6 +9,7 @@ import type { Engine, Program, State } from '../engine/engine.js';
 import { CancelledError, DivergedError, OutputError } from '../errors.js';
 import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
 import { type Config, type Json, parseConfig } from '../formats/json-config.js';
+import { writeJsonFile } from '../formats/json-config-file.js';
 import { makeFolder } from '../formats/make-folder.js';
 import { writeSafetensorsFile } from '../formats/safetensors-file.js';
 import { downscale, encodeLatents, readAutoencoderKLConfig } from '../models/autoencoder-kl.js';
@@ -228,14 +229,10 @@ async function writeModel(
   const { [indexFile]: index, ...others } = configs;
   for (const [name, config] of Object.entries(others)) {
     await makeFolder(dirname(join(output, name)));
-    await writeConfig(join(output, name), config!);
+    await writeJsonFile(join(output, name), config!);
   }
   for (const [path, tensors] of weights) await writeSafetensorsFile(path, tensors, pytorchFormat);
-  await writeConfig(join(output, indexFile), index!);
-}
-
-async function writeConfig(path: string, config: Json): Promise<void> {
-  await writeFileAtomic(path, `${JSON.stringify(config, null, 2)}\n`);
+  await writeJsonFile(join(output, indexFile), index!);
 }
 
 function configOf(configs: Readonly<Record<string, Json>>, name: string): Config {

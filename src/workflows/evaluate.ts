@@ -5,7 +5,8 @@ import type { Engine } from '../engine/engine.js';
 import { OutputError, UsageError } from '../errors.js';
 import { openClipJudge, openDinoJudge } from '../evaluation/judge.js';
 import { type ProtocolName, protocolOf, protocols } from '../evaluation/protocol.js';
-import { outputError, removeStaleTemporaries, writeFileAtomic } from '../formats/atomic-file.js';
+import { outputError, removeStaleTemporaries } from '../formats/atomic-file.js';
+import { writeJsonFile } from '../formats/json-config-file.js';
 import type { TrainingListener } from '../training/events.js';
 import { lockName, RunLock } from '../training/run-lock.js';
 import { Cleanup } from './cleanup.js';
@@ -97,10 +98,10 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateResult
     const lock = await RunLock.acquire(output);
     cleanup.defer(() => lock.release());
     await removeStaleTemporaries(output);
-    await writeFileAtomic(
-      join(output, evaluationFiles.settings),
-      `${JSON.stringify({ format: EVALUATION_FORMAT, ...describeSettings(settings, plan, judges) }, null, 2)}\n`,
-    );
+    await writeJsonFile(join(output, evaluationFiles.settings), {
+      format: EVALUATION_FORMAT,
+      ...describeSettings(settings, plan, judges),
+    });
     const engine = options.engine ?? ownEngine(cleanup, options);
     await drawMissingPictures(plan, engine, {
       ...settings,

@@ -10,6 +10,7 @@ import type { Judge } from '../evaluation/judge.js';
 import { describeTransform } from '../evaluation/picture-transform.js';
 import type { Protocol } from '../evaluation/protocol.js';
 import { writeFileAtomic } from '../formats/atomic-file.js';
+import { writeJsonFile } from '../formats/json-config-file.js';
 import { type Judged, type Judges, listJudges } from './evaluation-judging.js';
 import { evaluationPage } from './evaluation-page.js';
 import type { EvaluationPlan } from './evaluation-plan.js';
@@ -137,7 +138,7 @@ export async function writeResults(
       ]),
     ),
   };
-  await writeFileAtomic(result.scores, `${JSON.stringify(json, null, 2)}\n`);
+  await writeJsonFile(result.scores, json);
   await writeFileAtomic(
     result.page,
     await evaluationPage(plan, judged, comparison, context, { output, files }),

@@ -123,6 +123,9 @@ async function prepare(options: PersonaliseOptions) {
   const images = concepts.flatMap(({ references }) => references.images);
   return {
     settings,
+    /** Nothing but with rewards to follow. */
+    rewardSpecs:
+      settings.method === 'dpg' ? completeRewards(settings.reward, settings.rewardCombination) : [],
     concepts,
     subjects,
     words,
@@ -150,14 +153,14 @@ function defaultPrompts(subjects: readonly SubjectPrompt[]): string[] {
 
 type Prepared = Awaited<ReturnType<typeof prepare>>;
 
-async function memoryNeeds({ settings, kind, resolution, sizes }: Prepared): Promise<MemoryNeeds> {
-  const rewards =
-    settings.method === 'dpg'
-      ? await outlineRewards(completeRewards(settings.reward, settings.rewardCombination), {
-          resolution,
-          gamma: settings.gamma,
-        })
-      : [];
+async function memoryNeeds({
+  settings,
+  rewardSpecs,
+  kind,
+  resolution,
+  sizes,
+}: Prepared): Promise<MemoryNeeds> {
+  const rewards = await outlineRewards(rewardSpecs, { resolution, gamma: settings.gamma });
   return {
     step: stepSettings(settings, rewards, kind.trainable, resolution),
     sizes,
@@ -187,7 +190,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   const started = performance.now();
   const prepared = await prepare(options);
   const { settings, concepts, subjects, words, model, located, kind, resolution, images, sizes } = prepared;
-  const { instancePrompts, rollouts } = prepared;
+  const { instancePrompts, rewardSpecs, rollouts } = prepared;
   const { trainable } = kind;
   const digests = await model.digests();
   const environment = readEnvironment(options);
@@ -202,29 +205,23 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
   if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
     requireMemory(model, await memoryNeeds(prepared));
   }
-  const judging = await openRunJudges(
-    settings.judges,
-    settings.method === 'dpg' ? completeRewards(settings.reward, settings.rewardCombination) : [],
-  );
+  const judging = await openRunJudges(settings.judges, rewardSpecs);
   warnings.push(...judging.warnings);
   return Cleanup.after(async (cleanup) => {
     const engine = options.engine ?? ownEngine(cleanup, options);
-    const rewards =
-      settings.method === 'dpg'
-        ? await openRewards(
-            completeRewards(settings.reward, settings.rewardCombination),
-            {
-              engine,
-              resolution,
-              gamma: settings.gamma,
-              timeout: settings.rewardTimeout,
-              texts: [...instancePrompts, ...(rollouts?.prompts ?? [])].map((p) => shownByAny(p, subjects)),
-              onWarning: (message) => onEvent?.({ kind: 'warning', message }),
-              ...(signal ? { stop: signal } : {}),
-            },
-            cleanup,
-          )
-        : [];
+    const rewards = await openRewards(
+      rewardSpecs,
+      {
+        engine,
+        resolution,
+        gamma: settings.gamma,
+        timeout: settings.rewardTimeout,
+        texts: [...instancePrompts, ...(rollouts?.prompts ?? [])].map((p) => shownByAny(p, subjects)),
+        onWarning: (message) => onEvent?.({ kind: 'warning', message }),
+        ...(signal ? { stop: signal } : {}),
+      },
+      cleanup,
+    );
     const run = await RunFolder.open(options.output, {
       config: {
         ...runConfig(located, options, digests, { subjects, words, resolution, settings, images }),

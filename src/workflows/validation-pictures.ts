@@ -3,12 +3,10 @@ import type { RgbImage } from '../data/image-grid.js';
 import type { Engine, State } from '../engine/engine.js';
 import { CancelledError } from '../errors.js';
 import { pathExists } from '../formats/path-exists.js';
-
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { TextToImage } from '../pretrained/text-to-image.js';
 import type { Trainable, TrainedWeights } from '../pretrained/trainable.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
-
 import type { TrainingListener } from '../training/events.js';
 import { type RunFolder, runFiles } from '../training/run-folder.js';
 import { Cleanup } from './cleanup.js';

@@ -6,7 +6,7 @@ import { adamw } from '../../src/optim/adamw.js';
 import { batchRows } from '../../src/tensor/rows.js';
 import { type Tensor, toFloat32 } from '../../src/tensor/tensor.js';
 import { accumulatorState, buildStep } from '../../src/training/personalisation-step.js';
-import { relativeError } from '../goldens.js';
+import { relativeError, withoutPrefix } from '../goldens.js';
 import { peakSignalToNoise } from '../picture-error.js';
 import type { Checks } from './checks.js';
 
@@ -101,11 +101,7 @@ export async function checkModel(
 
   for (const textEncoder of [false, true]) {
     const trained = textEncoder ? 'denoiser and text encoder' : 'denoiser';
-    const named = (part: string): Map<string, Tensor> => {
-      const prefix = `train.${trained}.${part}.`;
-      const found = [...expected].filter(([key]) => key.startsWith(prefix));
-      return new Map(found.map(([key, t]) => [key.slice(prefix.length), t]));
-    };
+    const named = (part: string): Map<string, Tensor> => withoutPrefix(expected, `train.${trained}.${part}.`);
     const lora = { ...LORA, textEncoder };
     const optimizer = adamw();
     // With two micro steps, the first one leaves half of its gradients in the state.

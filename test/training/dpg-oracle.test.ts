@@ -14,7 +14,7 @@ import type { Reward } from '../../src/rewards/reward.js';
 import { float32, int64, type Tensor, tensor } from '../../src/tensor/tensor.js';
 import { buildStep } from '../../src/training/personalisation-step.js';
 import { returnCriticOptimizer } from '../../src/training/reward-turns.js';
-import { goldenJson, goldenPath, goldenTensors, relativeError } from '../goldens.js';
+import { goldenJson, goldenPath, goldenTensors, relativeError, withoutPrefix } from '../goldens.js';
 
 /** A run as scripts/goldens/dpg.py writes it. */
 interface Case {
@@ -64,11 +64,7 @@ function rows(t: Tensor, picked: readonly number[]): Tensor {
   );
 }
 
-function named(prefix: string): Map<string, Tensor> {
-  return new Map(
-    [...golden].flatMap(([key, t]) => (key.startsWith(prefix) ? [[key.slice(prefix.length), t]] : [])),
-  );
-}
+const named = (prefix: string): Map<string, Tensor> => withoutPrefix(golden, prefix);
 
 suite('deterministic policy gradient on any rewards, against PyTorch', () => {
   let engine: Engine;

@@ -19,7 +19,7 @@ import {
   type ObjectiveSettings,
   type StepSettings,
 } from '../../src/training/personalisation-step.js';
-import { goldenJson, goldenPath, goldenTensors, relativeError } from '../goldens.js';
+import { goldenJson, goldenPath, goldenTensors, relativeError, withoutPrefix } from '../goldens.js';
 
 /** What PyTorch reports of one forward pass: losses by our metric names, and which pictures were in it. */
 interface MicroStep {
@@ -68,11 +68,7 @@ const tolerances = {
 /** Where PyTorch gives no number under one of our names. */
 const unchecked = new Set(['criticValue', 'gradientNorm', 'overflowed']);
 
-/** Golden tensors whose names begin with a prefix, without it. */
-function named(prefix: string): Map<string, Tensor> {
-  const found = [...golden].filter(([key]) => key.startsWith(prefix));
-  return new Map(found.map(([key, t]) => [key.slice(prefix.length), t]));
-}
+const named = (prefix: string): Map<string, Tensor> => withoutPrefix(golden, prefix);
 
 /** Rows of a tensor along its first axis. */
 function rows(t: Tensor, picked: readonly number[]): Tensor {
