@@ -110,6 +110,11 @@ const others = (encoder: string): readonly Case[] => [
 ];
 
 const full: readonly Case[] = [
+  [
+    FULL_SIZE,
+    '512 px, batch 1 + 1, all weights, gradient checkpointing',
+    { resolution: 512, train: 'full', gradientCheckpointing: true, saveModel: false },
+  ],
   [FULL_SIZE, '512 px, batch 1 + 1', { resolution: 512, guidanceScale: 1 }],
   [
     FULL_SIZE,

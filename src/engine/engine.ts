@@ -19,6 +19,8 @@ export interface State {
   read(names?: readonly string[]): Promise<Map<string, Tensor>>;
   /** Adds or replaces tensors. */
   write(tensors: NamedTensors): Promise<void>;
+  /** Drops tensors; names that are not there are ignored. */
+  remove(names: readonly string[]): Promise<void>;
   /** Frees the memory. */
   release(): Promise<void>;
 }

@@ -34,6 +34,7 @@ export type Request =
   | { readonly kind: 'state'; readonly state: number; readonly tensors: ReadonlyMap<string, Tensor> }
   | { readonly kind: 'write'; readonly state: number; readonly tensors: ReadonlyMap<string, Tensor> }
   | { readonly kind: 'read'; readonly state: number; readonly names: readonly string[] | undefined }
+  | { readonly kind: 'remove'; readonly state: number; readonly names: readonly string[] }
   | { readonly kind: 'drop'; readonly state: number }
   | { readonly kind: 'close' };
 
@@ -44,6 +45,7 @@ export interface ReplyOf {
   state: undefined;
   write: undefined;
   read: Map<string, Tensor>;
+  remove: undefined;
   drop: undefined;
   close: undefined;
 }

@@ -159,6 +159,11 @@ async function answer(request: Request): Promise<ReplyOf[Request['kind']]> {
       return write(request.state, request.tensors);
     case 'read':
       return read(request.state, request.names);
+    case 'remove': {
+      const state = stateOf(request.state);
+      for (const name of request.names) state.delete(name);
+      return undefined;
+    }
     case 'drop':
       states.delete(request.state);
       return undefined;

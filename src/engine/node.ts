@@ -178,6 +178,7 @@ class NodeEngine implements Engine {
     const state: State = {
       read: (names) => this.#ask({ kind: 'read', state: id, names }),
       write: (more) => this.#ask({ kind: 'write', state: id, tensors: compactAll(more) }),
+      remove: (names) => this.#ask({ kind: 'remove', state: id, names }),
       release: () => this.#ask({ kind: 'drop', state: id }),
     };
     this.#stateIds.set(state, id);

@@ -15,11 +15,12 @@ export function adamw(options: AdamWOptions = {}): Optimizer {
   const { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 1e-2, name = 'adamw' } = options;
   return {
     init: (parameters) => zeroState(parameters, [`${name}.exp_avg`, `${name}.exp_avg_sq`]),
-    update(graph, parameters, gradients) {
+    update(graph, parameters, gradients, firstGroup = 0) {
       const stepSize = graph.input(`${name}.step_size`, 'float32', []);
       const decay = graph.input(`${name}.decay`, 'float32', []);
       const denominatorScale = graph.input(`${name}.denominator_scale`, 'float32', []);
-      groups(parameters.map((p) => p.shape)).forEach((members, g) => {
+      groups(parameters.map((p) => p.shape)).forEach((members, n) => {
+        const g = firstGroup + n;
         const values = members.map((i) => parameters[i]!);
         const gradient = flatten(members.map((i) => gradients[i]!));
         const expAvg = graph.input(`${name}.exp_avg.${g}`, 'float32', gradient.shape);

@@ -17,8 +17,12 @@ export function clipByGlobalNorm(
   maxNorm: number,
 ): { clipped: Value[]; norm: Value } {
   const norm = globalNorm(gradients);
-  const factor = minimum(div(maxNorm, add(norm, 1e-6)), 1);
-  return { clipped: scaleAll(gradients, factor), norm };
+  return { clipped: scaleAll(gradients, clippingFactor(norm, maxNorm)), norm };
+}
+
+/** What gradients of this global norm are multiplied by. */
+export function clippingFactor(norm: Value, maxNorm: number): Value {
+  return minimum(div(maxNorm, add(norm, 1e-6)), 1);
 }
 
 /** Every tensor times one scalar. */

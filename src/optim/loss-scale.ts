@@ -25,7 +25,7 @@ export function nextLossScale({ scale, cleanSteps }: LossScale, overflowed: bool
 }
 
 /** Whether every element of every tensor is a finite number: a bool scalar. */
-function allFinite(tensors: readonly Value[]): Value {
+export function allFinite(tensors: readonly Value[]): Value {
   const finite = groups(tensors.map((t) => t.shape)).map((members) => {
     const values = flatten(members.map((i) => tensors[i]!));
     return min(cast(less(abs(values), Number.POSITIVE_INFINITY), 'float32'));

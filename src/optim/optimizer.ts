@@ -15,8 +15,13 @@ export interface Parameter {
 export interface Optimizer {
   /** Initial optimiser state of these parameters. */
   init(parameters: readonly Parameter[]): Map<string, Tensor>;
-  /** Emits one step. `parameters` are graph inputs; `gradients` match them. Parameters become graph updates. */
-  update(graph: Graph, parameters: readonly Value[], gradients: readonly Value[]): void;
+  /**
+   * Emits one step. `parameters` are graph inputs; `gradients` match them. Parameters become graph updates.
+   *
+   * @param firstGroup where `parameters` are some of those that `init` was told of: the number of the first of their groups, which follow one another and are whole. See
+   * `groups`.
+   */
+  update(graph: Graph, parameters: readonly Value[], gradients: readonly Value[], firstGroup?: number): void;
   /** What to feed at step `step` (counted from 1) with this learning rate. */
   feeds(step: number, learningRate: number): Record<string, Tensor>;
 }

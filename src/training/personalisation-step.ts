@@ -15,12 +15,19 @@ import { concat, reshape, slice } from '../onnx/movement.js';
 import { clipByGlobalNorm, scaleAll } from '../optim/clipping.js';
 import { ema } from '../optim/ema.js';
 import { updateWhereFinite } from '../optim/loss-scale.js';
-import type { Optimizer, Parameter } from '../optim/optimizer.js';
+import type { Parameter } from '../optim/optimizer.js';
 import { sgd } from '../optim/sgd.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import type { Trainable } from '../pretrained/trainable.js';
 import { type Tensor, zeros } from '../tensor/tensor.js';
 import { LOSS_SCALE } from './loss-scaler.js';
+import {
+  accumulatedName,
+  buildPiecewiseUpdate,
+  isLarge,
+  type PiecewiseGraphs,
+  type UpdateSettings,
+} from './piecewise-update.js';
 import { buildRewardTurns, type RewardTurns } from './reward-turns.js';
 
 /** The objective that the policy descends. */
@@ -29,7 +36,7 @@ export type ObjectiveSettings =
   | { readonly method: 'dpg look-forward'; readonly gamma: number; readonly criticLearningRate: number }
   | ({ readonly method: 'dpg'; readonly criticLearningRate: number } & Omit<DpgSettings, 'priorLossWeight'>);
 
-export interface StepSettings {
+export interface StepSettings extends UpdateSettings {
   readonly objective: ObjectiveSettings;
   readonly priorLossWeight: number;
   readonly trainable: Trainable;
@@ -46,17 +53,18 @@ export interface StepSettings {
   readonly gradientCheckpointing: boolean;
   /** Whether the class's rows go forwards and back only after the subject's, in the memory that those leave; where rows are large by default. */
   readonly inTurn?: boolean;
-  readonly maxGradNorm: number;
-  readonly ema: boolean;
-  readonly optimizer: Optimizer;
+  /** Whether the update goes over what is trained piece by piece, apart from the step's graph; where it is large by default. */
+  readonly inPieces?: boolean;
 }
 
 /** The graphs of a training step. */
 export interface StepGraphs {
-  /** Forward, loss and backward; without accumulation also the update. */
+  /** Forward, loss and backward; without accumulation also the update, unless that goes piece by piece. */
   readonly micro: Graph;
   /** With accumulation, the update from the gradients that the micro steps have summed. */
   readonly apply: Graph | undefined;
+  /** The update from the gradients that the micro steps leave in the state, where it goes piece by piece. */
+  readonly pieces: PiecewiseGraphs | undefined;
   /** What `micro` returns besides `loss`. */
   readonly metrics: readonly string[];
   /** Those of all metrics that say nothing of a batch without noised photographs. */
@@ -68,8 +76,6 @@ export interface StepGraphs {
 }
 
 export const criticOptimizer = sgd({ name: 'critic.sgd' });
-
-const accumulatedName = (parameter: string): string => `accumulated.${parameter}`;
 
 /**
  * Builds the training step of a personalisation.
@@ -174,17 +180,20 @@ export function buildStep(
   const { criticLoss } = built.objective;
   const { critic } = built;
   const named = { ...metrics, ...(criticLoss ? { criticLoss } : {}) };
-  graph.output('loss', loss);
-  for (const [name, value] of Object.entries(named)) graph.output(name, value);
-
+  const inPieces = settings.inPieces ?? isLarge(parameters);
+  if (parts > 1 || inPieces) {
+    parameters.forEach((p, i) => {
+      const kept = graph.input(accumulatedName(p.name), 'float32', p.shape);
+      graph.update(kept, parts > 1 ? add(kept, div(grads[i]!, parts)) : grads[i]!);
+    });
+  }
   let apply: Graph | undefined;
-  if (parts === 1) {
+  let pieces: PiecewiseGraphs | undefined;
+  if (inPieces) {
+    pieces = buildPiecewiseUpdate(parameters, settings, { half, sums: parts > 1 });
+  } else if (parts === 1) {
     update(graph, parameters, grads, settings, scale);
   } else {
-    parameters.forEach((p, i) => {
-      const sum = graph.input(accumulatedName(p.name), 'float32', p.shape);
-      graph.update(sum, add(sum, div(grads[i]!, parts)));
-    });
     apply = new Graph('update');
     const own = apply;
     const sums = parameters.map((p) => own.input(accumulatedName(p.name), 'float32', p.shape));
@@ -198,14 +207,25 @@ export function buildStep(
     if (half) updateWhereFinite(graph, ownGrads, learn);
     else learn();
   }
+  // Left to itself the engine would make the whole weights' gradients last, and hold all that they are made of until then.
+  graph.output('loss', trainable.weights ? after([loss], inOrder(grads))[0]! : loss);
+  for (const [name, value] of Object.entries(named)) graph.output(name, value);
   const { turns } = built;
   return {
     micro: graph,
     apply,
+    pieces,
     metrics: Object.keys(named),
     photographMetrics: turns?.photographMetrics ?? [],
     critic: turns?.critic && { ...turns, graph: turns.critic },
   };
+}
+
+/** Values of one graph, the one that was made first in front. */
+function inOrder(values: readonly Value[]): Value[] {
+  const places = new Map(values[0]?.graph.nodes.map((node, i) => [node, i]));
+  const place = ({ producer }: Value): number => (producer ? places.get(producer)! : -1);
+  return [...values].sort((a, b) => place(a) - place(b));
 }
 
 /** Which of the subject's rows are noised photographs; the others are states that the policy visited. */
@@ -293,7 +313,7 @@ function update(
   graph: Graph,
   parameters: readonly Value[],
   grads: readonly Value[],
-  settings: StepSettings,
+  settings: UpdateSettings,
   scale: Value | undefined,
 ): void {
   const apply = (given: readonly Value[]): void => {

@@ -36,6 +36,7 @@ import {
   type StepSettings,
   VISITED,
 } from './personalisation-step.js';
+import { PiecewiseUpdate } from './piecewise-update.js';
 import { type ReferenceCache, referenceName } from './reference-cache.js';
 import { PIXELS, returnCriticOptimizer, rewardName } from './reward-turns.js';
 import { isVisited, type PickedState, type Rollouts } from './rollouts.js';
@@ -115,7 +116,8 @@ export class Personalisation {
     private readonly inputs: PersonalisationInputs,
     private readonly settings: PersonalisationSettings,
     private readonly buckets: readonly Bucket[],
-    private readonly apply: Program | undefined,
+    /** The update, where the micro steps do not make it themselves. */
+    private readonly apply: Program | PiecewiseUpdate | undefined,
     private readonly metrics: readonly string[],
     private readonly photographMetrics: readonly string[],
     /** What is trained. */
@@ -178,7 +180,9 @@ export class Personalisation {
     if (restored && rollouts && restored.step < settings.steps && !rollouts.states.isDue(restored.step + 1)) {
       await rollouts.states.restore(restored.tensors, model.latentShape(settings.resolution));
     }
-    const apply = graphs.apply && (await engine.compile(graphs.apply));
+    const apply = graphs.pieces
+      ? await PiecewiseUpdate.compile(engine, graphs.pieces)
+      : graphs.apply && (await engine.compile(graphs.apply));
     const personalisation = new Personalisation(
       inputs,
       settings,

@@ -6,8 +6,10 @@ import type { Graph } from '../onnx/graph.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import { drawingGraphs } from '../pretrained/text-to-image.js';
 import type { Trainable } from '../pretrained/trainable.js';
+import { elementCount } from '../tensor/tensor.js';
 import { encoderGraph } from '../training/latent-cache.js';
 import { buildStep, type StepSettings } from '../training/personalisation-step.js';
+import type { PiecewiseGraphs } from '../training/piecewise-update.js';
 import { referencesGraph, referencesOf } from '../training/reference-cache.js';
 
 /** What one part of a run holds at its peak, in bytes. */
@@ -57,9 +59,9 @@ export function estimateMemory(
   const different = [...new Map(sizes.map((size) => [sizeName(size), size])).values()];
   const known = referencesOf(settings.objective.method === 'dpg' ? settings.objective.rewards : []);
   const programs: NamedProgram[] = [];
-  const states: number[] = [];
+  const states: MemoryPart[][] = [];
   for (const size of different) {
-    const { micro, apply, critic } = buildStep(model, settings, size);
+    const { micro, apply, pieces, critic } = buildStep(model, settings, size);
     const shape = [1, 3, size.height, size.width];
     const graphs: [string, Graph | undefined][] = [
       ['training step', micro],
@@ -72,19 +74,24 @@ export function estimateMemory(
       graph ? [{ name: `${name}, ${sizeName(size)}`, memory: estimateGraphMemory(graph) }] : [],
     );
     programs.push(...added);
-    states.push(added.reduce((sum, { memory }) => sum + memory.state, 0));
+    states.push(
+      pieces
+        ? piecewiseState(pieces, added[0]!.memory)
+        : [
+            {
+              what: 'what is trained, moments and critic, with copies',
+              bytes: STATE_COPIES * added.reduce((sum, { memory }) => sum + memory.state, 0),
+            },
+          ],
+    );
   }
-  // The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved.
-  const state = {
-    what: 'LoRA, moments and critic, with copies',
-    bytes: STATE_COPIES * Math.max(...states),
-  };
+  const [state] = states.sort((a, b) => sumOf(b) - sumOf(a));
   const drawing = drawingPrograms(model, settings.resolution, settings.trainable, guided);
   // States that the policy visits are drawn between the steps, and not decoded.
   if (settings.rollouts) programs.push(...drawing.filter(({ name }) => name !== DECODER));
   const phases = [
-    phase('drawing', drawing, [], [...programs.flatMap(partsOf), state]),
-    phase('training', programs, [state], drawing.flatMap(partsOf)),
+    phase('drawing', drawing, [], [...programs.flatMap(partsOf), ...state!]),
+    phase('training', programs, state!, drawing.flatMap(partsOf)),
   ];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
   return { phases, peak, available };
@@ -96,7 +103,24 @@ interface NamedProgram {
   readonly memory: GraphMemory;
 }
 
+/** The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved. */
 const STATE_COPIES = 3;
+
+/**
+ * What a step holds beside its activations where the update goes piece by piece. Among those are the weights, which it is fed, and the gradients as the step makes
+ * them; at its end they come out as copies, when little else of it is left.
+ */
+function piecewiseState({ pieces, sums }: PiecewiseGraphs, step: GraphMemory): MemoryPart[] {
+  const weights = pieces
+    .flatMap(({ parameters }) => parameters)
+    .reduce((sum, { shape }) => sum + 4 * elementCount(shape), 0);
+  const updated = pieces.reduce((sum, { graph }) => sum + estimateGraphMemory(graph).state, 0);
+  const intermediate = step.activations - (sums ? 2 : 1) * weights;
+  return [
+    { what: 'moments and averages', bytes: updated - weights },
+    { what: 'gradients as they are handed over', bytes: Math.max(0, 2 * weights - intermediate) },
+  ];
+}
 
 /** A change that leaves more than this share is not worth telling. */
 const WORTHWHILE = 0.97;

@@ -27,6 +27,7 @@ import {
   criticOptimizer,
   type StepSettings,
 } from '../../src/training/personalisation-step.js';
+import { PiecewiseUpdate } from '../../src/training/piecewise-update.js';
 import { goldenJson, goldenPath, goldenTensors, relativeError } from '../goldens.js';
 import { temporaryFolder } from '../temporary-folder.js';
 
@@ -167,18 +168,22 @@ suite('what is trained, against PyTorch and diffusers', () => {
       await program.release();
     });
 
-    test(`steps of AdamW: ${name}`, async () => {
+    const takeSteps = async (inPieces: boolean): Promise<void> => {
       const model = base.withWords(c.words);
-      const settings = settingsOf(c, 1);
+      const settings = { ...settingsOf(c, 1), inPieces };
       const start = await startOf(c, model);
       const parameters = [...start].map(([key, { shape }]) => ({ name: key, shape }));
-      const program = await engine.compile(buildStep(model, settings).micro);
+      const { micro, pieces } = buildStep(model, settings);
+      const program = await engine.compile(micro);
+      const update = pieces && (await PiecewiseUpdate.compile(engine, pieces));
+      assert.equal(update !== undefined, inPieces);
       const state = await engine.state(
         new Map([...start, ...criticOf(model), ...settings.optimizer.init(parameters)]),
       );
       for (const [i, loss] of c.losses.entries()) {
         const feeds = { ...batch(c, i), ...settings.optimizer.feeds(i + 1, RATE) };
         const found = (await program.run(feeds, state)).loss!.data[0] as number;
+        await update?.run(feeds, state);
         assert.ok(
           Math.abs(found - loss) <= 1e-5 * Math.abs(loss),
           `loss of step ${i + 1}: ${found}, ${loss}`,
@@ -190,9 +195,11 @@ suite('what is trained, against PyTorch and diffusers', () => {
         const error = relativeError(end.get(key)!, expected);
         assert.ok(error <= 1e-4, `${key}: ${error}`);
       }
-      await state.release();
-      await program.release();
-    });
+      for (const held of [state, program, update]) await held?.release();
+    };
+
+    test(`steps of AdamW: ${name}`, () => takeSteps(false));
+    test(`steps of AdamW, the update piece by piece: ${name}`, () => takeSteps(true));
 
     test(`token ids: ${name}`, () => {
       const model = base.withWords(c.words);

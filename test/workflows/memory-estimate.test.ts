@@ -7,6 +7,8 @@ import { availableMemory } from '../../src/engine/available-memory.js';
 import { EngineError } from '../../src/errors.js';
 import { adamw } from '../../src/optim/adamw.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
+import { allWeights } from '../../src/pretrained/trainable.js';
+import { elementCount } from '../../src/tensor/tensor.js';
 import { estimateMemory, type MemoryNeeds, requireMemory } from '../../src/workflows/memory-estimate.js';
 import { estimatePersonalisation } from '../../src/workflows/personalise.js';
 import { shippedModelPath } from '../../src/workflows/shipped.js';
@@ -53,6 +55,22 @@ test('what takes more memory is estimated to take more', () => {
   assert.ok(training(needsOf({ rollouts: true })) > plain, 'what draws roll-outs stands beside it');
   const drawn = (guided: boolean) => estimateMemory(model, { ...needsOf(), guided }).phases[0]!.total;
   assert.ok(drawn(false) < drawn(true));
+});
+
+test('all weights: an update in pieces takes less, and has moments and averages beside what the step holds', () => {
+  const whole = { trainable: allWeights(false), inPieces: false };
+  const pieces = { ...whole, inPieces: true };
+  assert.ok(training(needsOf(pieces)) < training(needsOf(whole)));
+  const weights = model
+    .variables(pieces.trainable)
+    .reduce((sum, { shape }) => sum + 4 * elementCount(shape), 0);
+  const moments = (change: Partial<MemoryNeeds['step']>): number =>
+    estimateMemory(model, needsOf(change))
+      .phases.find(({ name }) => name === 'training')!
+      .parts.find(({ what }) => what === 'moments and averages')!.bytes / weights;
+  assert.equal(moments(pieces), 2);
+  assert.equal(moments({ ...pieces, ema: true }), 3);
+  assert.equal(moments({ ...pieces, gradientAccumulationSteps: 2 }), 2);
 });
 
 test('what the machine cannot hold is refused with the estimate and what takes less', () => {
