@@ -1,7 +1,7 @@
 // Compares the estimate of a run's memory with the most that the run held, each in a process of its own.
 // npm run bench:memory -- [--write] [--threads N] [--model FOLDER]; --write puts the table into docs/benchmarks.md. Takes some minutes and up to 4 GiB.
 import { execFile } from 'node:child_process';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,6 +9,7 @@ import { parseArgs, promisify } from 'node:util';
 import { onnxRuntimeVersion } from '../src/engine/version.js';
 import { estimatePersonalisation, type PersonaliseOptions } from '../src/workflows/personalise.js';
 import { bundledSubjectPath } from '../src/workflows/shipped.js';
+import { writeDocsSection } from './docs-section.js';
 import { writeRandomEncoder, writeRandomModel } from './random-model.js';
 
 const { values: flags } = parseArgs({
@@ -178,23 +179,17 @@ try {
 }
 
 async function writeTable(rows: readonly string[]): Promise<void> {
-  const path = fileURLToPath(new URL('../../docs/benchmarks.md', import.meta.url));
-  const text = await readFile(path, 'utf8');
-  const [start, end] = [
-    '<!-- memory: written by npm run bench:memory -- --write -->',
-    '<!-- end of memory -->',
-  ];
-  const [from, to] = [text.indexOf(start), text.indexOf(end)];
-  if (from < 0 || to < 0)
-    throw new Error(`${path} has no place for the table, between "${start}" and "${end}"`);
+  const section = {
+    page: 'benchmarks.md',
+    begin: '<!-- memory: written by npm run bench:memory -- --write -->',
+    end: '<!-- end of memory -->',
+  };
   const table = [
-    start,
     `${cpus()[0]?.model.trim()}, ${flags.threads} threads; Node ${process.versions.node}, ONNX Runtime ${onnxRuntimeVersion()}.`,
     '',
     '| model | run | used to fit | needs most while | estimate | measured | error |',
     '|---|---|---|---|---|---|---|',
     ...rows,
-    '',
   ];
-  await writeFile(path, text.slice(0, from) + table.join('\n') + text.slice(to));
+  await writeDocsSection(section, table.join('\n'));
 }

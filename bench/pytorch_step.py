@@ -115,7 +115,7 @@ def train(shared):
     if workload["priors"]:
         loss = loss + F.mse_loss(prediction[instances:], noise[instances:])
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if rho is not None:
@@ -123,7 +123,7 @@ def train(shared):
         F.mse_loss(critic(rho), rho.mean((1, 2, 3))).backward()
         critic_optimizer.step()
         critic_optimizer.zero_grad(set_to_none=True)
-    return loss.item(), norm.item()
+    return loss.item()
 
 
 version = f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}"
@@ -133,7 +133,7 @@ for line in sys.stdin:
     if line.strip() != "step":
         break
     started = time.perf_counter()
-    loss, norm = train(first)
-    say(seconds=time.perf_counter() - started, loss=loss, gradientNorm=norm)
+    loss = train(first)
+    say(seconds=time.perf_counter() - started, loss=loss)
     first = False
 say(peakBytes=peak_bytes())

@@ -2,7 +2,7 @@
 // npm run bench -- [--full] [--write] [--repeats N] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into docs/benchmarks.md.
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { availableParallelism, cpus, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,10 +13,12 @@ import { PortrayalError, UsageError } from '../src/errors.js';
 import { writeSafetensorsFile } from '../src/formats/safetensors-file.js';
 import { StableDiffusion } from '../src/pretrained/stable-diffusion.js';
 import { pretrain } from '../src/training/pretrain.js';
+import { type DocsSection, writeDocsSection } from './docs-section.js';
+import { type ForwardPart, forwardInputs } from './forward-inputs.js';
 import { operatorTimes } from './operator-profile.js';
 import { LineProcess } from './process-lines.js';
 import { findPython } from './python-environment.js';
-import { learningRates, METHODS, type Method, stepInputs, type Workload } from './step-inputs.js';
+import { learningRates, type Method, stepInputs, type Workload } from './step-inputs.js';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 /** What is timed, by the size of the model. */
@@ -27,15 +29,31 @@ interface Size {
   readonly repeats: number;
   readonly warmUp: number;
   readonly cases: readonly Case[];
-  readonly bars: { readonly ratio: number; readonly compileSeconds: number };
+  readonly compileSeconds: number;
   /** Of the part of docs/benchmarks.md that it writes. */
   readonly marker: string;
 }
 
-/** One line of measurements. */
+/** One line of measurements, and how much of PyTorch's time it may take. */
 interface Case {
+  readonly title: string;
+  readonly bar: number;
+  readonly work: StepWork | ForwardPart;
+}
+
+/** A training step. */
+interface StepWork {
   readonly method: Method;
   readonly gradientCheckpointing: boolean;
+}
+
+function stepCase(method: Method, bar: number, gradientCheckpointing = false): Case {
+  const name = method === 'dpg' ? 'DPG, look-forward' : 'DreamBooth';
+  return {
+    title: `step, ${name}${gradientCheckpointing ? ', gradient checkpointing' : ''}`,
+    bar,
+    work: { method, gradientCheckpointing },
+  };
 }
 
 const BASE: Size = {
@@ -44,8 +62,8 @@ const BASE: Size = {
   rank: 8,
   repeats: 15,
   warmUp: 2,
-  cases: METHODS.map((method) => ({ method, gradientCheckpointing: false })),
-  bars: { ratio: 1, compileSeconds: 3 },
+  cases: [stepCase('dpg', 1), stepCase('dreambooth', 1)],
+  compileSeconds: 3,
   marker: 'training step',
 };
 const FULL: Size = {
@@ -55,11 +73,17 @@ const FULL: Size = {
   repeats: 5,
   warmUp: 0,
   cases: [
-    { method: 'dreambooth', gradientCheckpointing: false },
-    { method: 'dreambooth', gradientCheckpointing: true },
-    { method: 'dpg', gradientCheckpointing: false },
+    stepCase('dreambooth', 0.8),
+    stepCase('dreambooth', 0.75, true),
+    stepCase('dpg', 0.8),
+    { title: 'denoiser, 2 rows', bar: 0.85, work: 'denoiser' },
+    ...(['autoencoder, decoding', 'autoencoder, encoding', 'text encoder'] as const).map((work) => ({
+      title: work,
+      bar: 0.9,
+      work,
+    })),
   ],
-  bars: { ratio: 0.8, compileSeconds: 40 },
+  compileSeconds: 40,
   marker: 'full-size step',
 };
 /** Threads that were left spinning at the end of one side's step are asleep after this long. */
@@ -94,8 +118,10 @@ interface Ready {
 }
 interface Step {
   readonly seconds: number;
+  /** The loss, or the mean size of what a network puts out: the same on both sides. */
   readonly loss: number;
-  readonly gradientNorm: number;
+  /** What the process holds after it; ours alone says it. */
+  readonly residentBytes?: number;
 }
 interface End {
   readonly peakBytes: number;
@@ -197,13 +223,16 @@ async function baseModel(temporary: string, threads: number): Promise<{ path: st
   return { path, name: 'a model of the base configuration with random weights' };
 }
 
-async function bench(
-  { method, gradientCheckpointing }: Case,
-  path: string,
-  temporary: string,
-  python: string | undefined,
-): Promise<Result> {
+/** What both sides of a case are told, with their inputs written where the other side finds them. */
+async function taskOf({ title, work }: Case, path: string, temporary: string) {
   const model = await StableDiffusion.open(path);
+  const threads = count('threads', 1);
+  const inputs = join(temporary, `${title.replaceAll(/[^a-z]+/gi, '-')}.safetensors`);
+  if (typeof work === 'string') {
+    await writeSafetensorsFile(inputs, forwardInputs(model, work));
+    return { scripts: FORWARD_SCRIPTS, task: { model: path, inputs, threads, part: work } };
+  }
+  const { method, gradientCheckpointing } = work;
   const workload: Workload = {
     method,
     instances: size.instances,
@@ -211,16 +240,38 @@ async function bench(
     resolution: model.resolution,
     lora: { rank: size.rank, alpha: size.rank, textEncoder: false },
   };
-  const inputs = join(temporary, `${method}${gradientCheckpointing ? '-checkpointing' : ''}.safetensors`);
   const { batch, factors, critic } = stepInputs(model, workload);
   await writeSafetensorsFile(inputs, new Map([...batch, ...factors, ...critic]));
-  const threads = count('threads', 1);
-  const task = { model: path, inputs, threads, workload, gradientCheckpointing, learningRates, adamw: {} };
-  const profilePrefix = options.profile ? join(temporary, `profile-${method}`) : undefined;
-  const script = fileURLToPath(new URL('./training-step.js', import.meta.url));
-  const ours = () => new LineProcess(process.execPath, [script, JSON.stringify({ ...task, profilePrefix })]);
+  return {
+    scripts: STEP_SCRIPTS,
+    task: { model: path, inputs, threads, workload, gradientCheckpointing, learningRates, adamw: {} },
+  };
+}
+
+const STEP_SCRIPTS = ['training-step.js', 'pytorch_step.py'] as const;
+const FORWARD_SCRIPTS = ['forward-pass.js', 'pytorch_forward.py'] as const;
+
+function ourProcess(script: string, task: object): LineProcess {
+  return new LineProcess(process.execPath, [
+    fileURLToPath(new URL(`./${script}`, import.meta.url)),
+    JSON.stringify(task),
+  ]);
+}
+
+async function bench(
+  one: Case,
+  path: string,
+  temporary: string,
+  python: string | undefined,
+): Promise<Result> {
+  const {
+    scripts: [script, otherScript],
+    task,
+  } = await taskOf(one, path, temporary);
+  const profilePrefix = options.profile ? join(temporary, 'profile') : undefined;
+  const ours = () => ourProcess(script, { ...task, profilePrefix });
   const other = (command: string) => () =>
-    new LineProcess(command, [join(root, 'bench', 'pytorch_step.py'), JSON.stringify(task)]);
+    new LineProcess(command, [join(root, 'bench', otherScript), JSON.stringify(task)]);
   const repeats = count('repeats', 3);
   const [first, second] = await measure(python === undefined ? [ours] : [ours, other(python)], repeats).catch(
     (error: unknown) => {
@@ -232,7 +283,35 @@ async function bench(
     },
   );
   if (first?.profile !== undefined) printProfile(first.profile, 1 + size.warmUp + repeats);
-  return { method, gradientCheckpointing, ours: first!, pytorch: second };
+  return { ...one, ours: first!, pytorch: second };
+}
+
+/** How much longer a DPG step takes than a DreamBooth step, both ours, turn by turn. */
+async function dpgOverDreamBooth(path: string, temporary: string): Promise<number> {
+  const starts: (() => LineProcess)[] = [];
+  for (const method of ['dpg', 'dreambooth'] as const) {
+    const { scripts, task } = await taskOf(stepCase(method, 1), path, temporary);
+    starts.push(() => ourProcess(scripts[0], task));
+  }
+  const [dpg, dreambooth] = await measure(starts, count('repeats', 3));
+  return median(dpg!.seconds) / median(dreambooth!.seconds);
+}
+
+const FLAT_STEPS = 30;
+const FLAT_FROM = 5;
+
+/** How much more memory a run holds at the end of many steps than after the first few, as a share. */
+async function memoryGrowth(path: string, temporary: string): Promise<number> {
+  const { scripts, task } = await taskOf(stepCase('dpg', 1), path, temporary);
+  const steps = ourProcess(scripts[0], task);
+  try {
+    await steps.read<Ready>();
+    const resident: number[] = [];
+    for (let i = 0; i < FLAT_STEPS; i++) resident.push((await steps.ask<Step>('step')).residentBytes!);
+    return Math.max(...resident.slice(FLAT_FROM)) / resident[FLAT_FROM - 1]! - 1;
+  } finally {
+    steps.stop();
+  }
 }
 
 function printProfile(profile: string, steps: number): void {
@@ -248,9 +327,6 @@ function printProfile(profile: string, steps: number): void {
   }
 }
 
-const TITLES: Readonly<Record<Method, string>> = { dpg: 'DPG, look-forward', dreambooth: 'DreamBooth' };
-const titleOf = ({ method, gradientCheckpointing }: Case): string =>
-  `${TITLES[method]}${gradientCheckpointing ? ', gradient checkpointing' : ''}`;
 const milliseconds = (seconds: number): string => `${(1000 * seconds).toFixed(0)} ms`;
 const spread = ({ seconds }: Side): string =>
   `${milliseconds(median(seconds))} (${milliseconds(Math.min(...seconds))} to ${milliseconds(Math.max(...seconds))})`;
@@ -261,19 +337,19 @@ function table(results: readonly Result[]): string {
   const row = (title: string, of: (side: Side) => string | undefined): string[] =>
     results.map((result) => {
       const cells = [result.ours, result.pytorch].map((side) => (side && of(side)) ?? '-');
-      return `| ${titleOf(result)} | ${title} | ${cells.join(' | ')} |`;
+      return `| ${result.title} | ${title} | ${cells.join(' | ')} |`;
     });
   const compile = ({ buildSeconds, compileSeconds }: Side): string | undefined =>
     buildSeconds === undefined || compileSeconds === undefined
       ? undefined
       : `${buildSeconds.toFixed(2)} s + ${compileSeconds.toFixed(2)} s`;
   return [
-    '| objective | | portrayal | PyTorch |',
+    '| what | | portrayal | PyTorch |',
     '|---|---|---|---|',
-    ...row('step, median (fastest to slowest)', spread),
-    ...results.map((r) => `| ${titleOf(r)} | ratio of the medians | ${ratioOf(r)?.toFixed(2) ?? '-'} | 1 |`),
+    ...row('time, median (fastest to slowest)', spread),
+    ...results.map((r) => `| ${r.title} | ratio of the medians | ${ratioOf(r)?.toFixed(2) ?? '-'} | 1 |`),
     ...row('graph build + compile', compile),
-    ...row('start of the process to the end of its first step', (s) => `${s.startSeconds.toFixed(1)} s`),
+    ...row('start of the process to the end of its first run', (s) => `${s.startSeconds.toFixed(1)} s`),
     ...row('peak memory of the process', (s) => `${(s.peakBytes / 2 ** 20).toFixed(0)} MiB`),
   ].join('\n');
 }
@@ -282,7 +358,7 @@ function conditions(results: readonly Result[], modelName: string): string {
   const repeats = results[0]!.ours.seconds.length;
   const versions = [results[0]!.ours.version, results[0]!.pytorch?.version].filter((v) => v !== undefined);
   return [
-    `One training step on ${modelName}: ${size.instances} rows of the subject and ${size.priors} of its class,`,
+    `Training steps on ${modelName}: ${size.instances} ${size.instances === 1 ? 'row' : 'rows'} of the subject and ${size.priors} of its class,`,
     `low-rank updates of rank ${size.rank} on the attention projections, forward, backward, clipping, AdamW and (DPG) the critic's step,`,
     `float32, ${count('threads', 1)} threads each. Both sides run at the same time, turn by turn, in processes of their own;`,
     `${repeats} steps each after ${1 + size.warmUp} to warm up.`,
@@ -290,38 +366,28 @@ function conditions(results: readonly Result[], modelName: string): string {
   ].join('\n');
 }
 
-const BEGIN = `<!-- ${size.marker}: written by npm run bench -- ${options.full ? '--full ' : ''}--write -->`;
-const END = `<!-- end of the ${size.marker} -->`;
-
-/** Puts the text between the markers of docs/benchmarks.md. */
-async function writeDocs(text: string): Promise<void> {
-  const path = join(root, 'docs', 'benchmarks.md');
-  const old = existsSync(path) ? await readFile(path, 'utf8') : `# Benchmarks\n\n${BEGIN}\n${END}\n`;
-  const [start, end] = [old.indexOf(BEGIN), old.indexOf(END)];
-  if (start < 0 || end < start) throw new UsageError(`${path} lacks the lines "${BEGIN}" and "${END}".`);
-  await writeFile(path, `${old.slice(0, start + BEGIN.length)}\n${text}\n${old.slice(end)}`);
-  console.log(`written to ${path}`);
-}
+const section: DocsSection = {
+  page: 'benchmarks.md',
+  begin: `<!-- ${size.marker}: written by npm run bench -- ${options.full ? '--full ' : ''}--write -->`,
+  end: `<!-- end of the ${size.marker} -->`,
+};
 
 /** Says where a bar is missed, or where the two sides did not do the same work. */
 function verdicts(results: readonly Result[]): string[] {
   return results.flatMap((result) => {
-    const { ours, pytorch } = result;
-    const title = titleOf(result);
+    const { title, bar, ours, pytorch } = result;
     const found: string[] = [];
     const ratio = ratioOf(result);
-    if (ratio !== undefined && ratio > size.bars.ratio)
-      found.push(`${title}: the ratio ${ratio.toFixed(2)} is over ${size.bars.ratio}`);
+    if (ratio !== undefined && ratio > bar)
+      found.push(`${title}: the ratio ${ratio.toFixed(2)} is over ${bar}`);
     const compile = (ours.buildSeconds ?? 0) + (ours.compileSeconds ?? 0);
-    if (compile > size.bars.compileSeconds)
-      found.push(
-        `${title}: build and compile took ${compile.toFixed(1)} s, over ${size.bars.compileSeconds} s`,
-      );
+    if (compile > size.compileSeconds)
+      found.push(`${title}: build and compile took ${compile.toFixed(1)} s, over ${size.compileSeconds} s`);
     if (pytorch) {
       const difference = Math.abs(ours.firstStep.loss / pytorch.firstStep.loss - 1);
       if (!(difference <= LARGEST_LOSS_DIFFERENCE)) {
         found.push(
-          `${title}: the first loss is ${ours.firstStep.loss} here and ${pytorch.firstStep.loss} in PyTorch: not the same work`,
+          `${title}: the first loss, or output, is ${ours.firstStep.loss} here and ${pytorch.firstStep.loss} in PyTorch: not the same work`,
         );
       }
     }
@@ -346,11 +412,20 @@ async function main(): Promise<void> {
     for (const one of size.cases) {
       results.push(await bench(one, path, temporary, python));
     }
-    const text = `${conditions(results, name)}\n\n${table(results)}`;
-    console.log(`\n${text}\n`);
+    const text = [conditions(results, name), table(results)];
     const missed = verdicts(results);
+    if (options.full) {
+      const over = await dpgOverDreamBooth(path, temporary);
+      const growth = await memoryGrowth(path, temporary);
+      if (over > 1.05) missed.push(`a DPG step takes ${over.toFixed(2)} of a DreamBooth step, over 1.05`);
+      if (growth > 0.01) missed.push(`memory grows by ${(100 * growth).toFixed(1)} %, over 1 %`);
+      text.push(
+        `A DPG step takes ${over.toFixed(3)} of the time of a DreamBooth step (both ours, turn by turn). Over ${FLAT_STEPS} DPG steps the process holds at most ${(100 * growth).toFixed(2)} % more than after step ${FLAT_FROM}.`,
+      );
+    }
+    console.log(`\n${text.join('\n\n')}\n`);
     console.log(missed.length ? missed.join('\n') : 'Every bar is held.');
-    if (options.write) await writeDocs(text);
+    if (options.write) await writeDocsSection(section, text.join('\n\n'));
     process.exitCode = missed.length ? 1 : 0;
   } finally {
     await rm(temporary, { recursive: true, force: true });

@@ -5,8 +5,7 @@ import type { LoraSettings } from '../src/pretrained/trainable.js';
 import { Random } from '../src/tensor/random.js';
 import { full, int64, type Tensor } from '../src/tensor/tensor.js';
 
-export const METHODS = ['dpg', 'dreambooth'] as const;
-export type Method = (typeof METHODS)[number];
+export type Method = 'dpg' | 'dreambooth';
 
 /** What is timed: a batch of subject and class rows, and the shape of the low-rank update. */
 export interface Workload {

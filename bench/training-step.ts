@@ -99,7 +99,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     state,
   );
   const seconds = (performance.now() - started) / 1000;
-  say({ seconds, loss: results.loss!.data[0], gradientNorm: results.gradientNorm!.data[0] });
+  say({ seconds, loss: results.loss!.data[0], residentBytes: process.memoryUsage.rss() });
 }
 const profile = await program.release();
 say({ peakBytes: peakMemory(), ...(profile === undefined ? {} : { profile }) });
