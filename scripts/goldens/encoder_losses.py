@@ -72,16 +72,5 @@ def contrast(log_scale):
     }
 
 
-def koleo():
-    x = torch.randn(6, 5, generator=random, requires_grad=True)
-    z = F.normalize(x, dim=-1)
-    with torch.no_grad():
-        nearest = (z @ z.T).fill_diagonal_(-1).argmax(1)
-    squared = (z - z[nearest]).square().sum(-1)
-    loss = -0.5 * (squared + 1e-4).log().mean()
-    loss.backward()
-    return {"embeddings": record(x), "loss": loss.item(), "gradient": record(x.grad)}
-
-
-goldens = {"distillation": distillation(), "contrast": [contrast(2.5), contrast(5.0)], "koleo": koleo()}
+goldens = {"distillation": distillation(), "contrast": [contrast(2.5), contrast(5.0)]}
 (GOLDENS / "encoder-losses.json").write_text(json.dumps(goldens) + "\n")

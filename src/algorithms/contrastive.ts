@@ -10,7 +10,8 @@ import { crossEntropy } from './classification.js';
 const LARGEST_LOG_SCALE = Math.log(100);
 
 /**
- * CLIP's objective (Radford et al., arXiv 2103.00020, figure 3): among the texts of the batch a picture has to find its own, and the other way round.
+ * CLIP's objective (Radford et al., arXiv 2103.00020, figure 3): among the texts of the batch a picture has to find its own, and the other way round. In the place of
+ * texts may stand other views of what the pictures show.
  *
  * @param images embeddings [B, D], not normalised
  * @param texts embeddings [B, D] of the texts in the same order

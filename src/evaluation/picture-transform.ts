@@ -1,5 +1,6 @@
 import { resizeBicubic } from '../data/bicubic-resize.js';
 import type { RgbImage } from '../data/image-grid.js';
+import { clipStatistics, imagenetStatistics } from '../models/image-preprocessing.js';
 import { roundHalfToEven } from '../tensor/rounding.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 
@@ -12,16 +13,6 @@ export interface PictureTransform {
   readonly mean: readonly [number, number, number];
   readonly std: readonly [number, number, number];
 }
-
-export const imagenetStatistics = {
-  mean: [0.485, 0.456, 0.406],
-  std: [0.229, 0.224, 0.225],
-} as const;
-
-export const clipStatistics = {
-  mean: [0.48145466, 0.4578275, 0.40821073],
-  std: [0.26862954, 0.26130258, 0.27577711],
-} as const;
 
 /**
  * The transform that published DINO scores were made with: 256 bicubic, the middle 224, ImageNet's statistics; in the same proportions for encoders of another size.

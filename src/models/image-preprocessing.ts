@@ -22,6 +22,18 @@ export interface ImagePreprocessing {
   readonly std: readonly number[];
 }
 
+/** Mean and deviation of ImageNet's channels, in [0, 1]: what DINO was trained with. */
+export const imagenetStatistics = {
+  mean: [0.485, 0.456, 0.406],
+  std: [0.229, 0.224, 0.225],
+} as const;
+
+/** Mean and deviation that CLIP was trained with. */
+export const clipStatistics = {
+  mean: [0.48145466, 0.4578275, 0.40821073],
+  std: [0.26862954, 0.26130258, 0.27577711],
+} as const;
+
 /** An exact height and width, or the length of the shorter side. */
 type ResizeTarget = readonly [number, number] | number;
 

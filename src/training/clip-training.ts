@@ -11,7 +11,7 @@ import { InputParameters, Scope } from '../nn/parameters.js';
 import { Graph } from '../onnx/graph.js';
 import { Random } from '../tensor/random.js';
 import { float32, int64 } from '../tensor/tensor.js';
-import { ENCODER_RESOLUTION, encoderPreprocessing, writeEncoder } from './encoder-files.js';
+import { ENCODER_RESOLUTION, encoderPreprocessing, preparedPictures, writeEncoder } from './encoder-files.js';
 import { type SmallModelTraining, smallModelSettings, trainFully } from './full-training.js';
 import { writeWorldTokenizer } from './world-tokenizer.js';
 
@@ -87,11 +87,13 @@ export async function trainClip(options: ClipTraining): Promise<void> {
     [example.caption, describe(example, everything)].map((caption) => tokenizer.encode(caption).ids),
   );
 
+  const preprocessing = encoderPreprocessing('clip');
   const graph = new Graph('clip');
   const parameters = new InputParameters(graph);
   const scope = new Scope(parameters);
   const shape = [b, 3, ENCODER_RESOLUTION, ENCODER_RESOLUTION];
-  const images = clipImageEmbedding(scope, config, graph.input('pixels', 'float32', shape));
+  const pictures = preparedPictures(preprocessing, graph.input('pixels', 'float32', shape));
+  const images = clipImageEmbedding(scope, config, pictures);
   const tokens = graph.input('tokens', 'int64', [b, PROMPT_LENGTH]);
   const { projected } = clipTextProjection(scope, config.text, tokens);
   const logScale = scope.parameter('logit_scale', [], { kind: 'ones' });
@@ -127,6 +129,5 @@ export async function trainClip(options: ClipTraining): Promise<void> {
     },
     settings,
   );
-  const preprocessing = encoderPreprocessing('CLIPImageProcessor');
   await writeEncoder(output, { 'config.json': json, 'preprocessor_config.json': preprocessing }, trained);
 }

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { contrastiveLoss } from '../../src/algorithms/contrastive.js';
-import { koleoLoss } from '../../src/algorithms/koleo.js';
 import { selfDistillationLoss } from '../../src/algorithms/self-distillation.js';
 import { gradients } from '../../src/autodiff/gradient.js';
 import { createNodeEngine } from '../../src/engine/node.js';
@@ -23,7 +22,6 @@ const golden = goldenJson<{
     loss: number;
     gradients: { images: Recorded; texts: Recorded; logScale: number };
   }[];
-  koleo: { embeddings: Recorded; loss: number; gradient: Recorded };
 }>('encoder-losses.json');
 
 const engine = createNodeEngine({ threads: 1 });
@@ -74,11 +72,4 @@ test('the contrastive loss against PyTorch, also where its scale is held', async
       assert.ok(relativeError(g, wanted[i]!) < 1e-5, `gradient ${i} at scale ${logScale}`);
     });
   }
-});
-
-test('the KoLeo regulariser against PyTorch', async () => {
-  const { embeddings, loss, gradient } = golden.koleo;
-  const found = await lossAndGradients([tensorOf(embeddings)], 1, ([x]) => koleoLoss(x!));
-  assert.ok(Math.abs(found.loss / loss - 1) < 1e-5, `${found.loss} instead of ${loss}`);
-  assert.ok(relativeError(found.gradients[0]!, tensorOf(gradient)) < 1e-5);
 });

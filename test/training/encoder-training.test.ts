@@ -41,6 +41,7 @@ const dino: Train = (name, more) =>
     subjects: 5,
     views: 2,
     steps: 3,
+    alikeSteps: 2,
     batchSize: 4,
     checkpointingSteps: 100,
     ...more,
