@@ -1,0 +1,220 @@
+import { DEMO_SUBJECT, HELD_OUT_SUBJECTS, type HeldOutSubject } from '../../src/data/world/held-out.js';
+import type { PersonaliseSettings } from '../../src/workflows/personalisation-settings.js';
+
+type Settings = Partial<PersonaliseSettings>;
+
+/** One run to train, and how to draw from it. What it comes to follows from this alone. */
+export interface Job {
+  readonly subject: string;
+  readonly settings: Settings;
+  /** "a photo of TOKEN NOUN", or of the token alone. */
+  readonly token: string;
+  readonly namesClass: boolean;
+  /** Pictures of each prompt. */
+  readonly images: number;
+}
+
+/** The four encoders that ship, from the package's root: what rewards never judges. */
+export const ENCODERS = {
+  rewards: { dino: 'models/encoders/dino-reward', clip: 'models/encoders/clip-reward' },
+  judges: { dino: 'models/encoders/dino-judge', clip: 'models/encoders/clip-judge' },
+} as const;
+
+export const STEPS = 200;
+export const SEEDS = [1, 2, 3] as const;
+export const IMAGES = 4;
+export const SAMPLING = { samplingSteps: 12, scheduler: 'dpm', guidanceScale: 5 } as const satisfies Settings;
+
+/** What all methods have in common. */
+const COMMON: Settings = {
+  ...SAMPLING,
+  steps: STEPS,
+  trainBatchSize: 4,
+  lrScheduler: 'cosine',
+  numClassImages: 8,
+  numValidationImages: 1,
+};
+
+/** One subject a noun, of the first twelve nouns; never the one that the demo was set up with. */
+export const REPORT_SUBJECTS: readonly HeldOutSubject[] = firstOfEachNoun(
+  HELD_OUT_SUBJECTS.filter((s) => s.use === 'report' && s !== DEMO_SUBJECT),
+).slice(0, 12);
+
+const TUNING_NOUNS: readonly string[] = ['backpack', 'cat', 'toy'];
+
+/** Settings are chosen on these alone. */
+export const TUNING_SUBJECTS: readonly HeldOutSubject[] = firstOfEachNoun(
+  HELD_OUT_SUBJECTS.filter((s) => s.use === 'tuning'),
+).filter(({ noun }) => TUNING_NOUNS.includes(noun));
+
+function firstOfEachNoun(subjects: readonly HeldOutSubject[]): HeldOutSubject[] {
+  const seen = new Set<string>();
+  return subjects.filter(({ noun }) => !seen.has(noun) && seen.add(noun));
+}
+
+/** The paper's numbers on DreamBench with Stable Diffusion 1.4 (arXiv 2407.06642, table 1). */
+export interface Published {
+  readonly dino: number;
+  readonly clipI: number;
+  readonly clipT: number;
+}
+
+export interface Method {
+  readonly name: string;
+  /** What it is compared with; undefined for the baselines themselves. */
+  readonly baseline?: string;
+  readonly published?: Published;
+  readonly token: string;
+  readonly namesClass: boolean;
+  /** Settings to choose from; as many for every method. */
+  readonly choices: readonly Settings[];
+}
+
+const published = (dino: number, clipI: number, clipT: number): Published => ({ dino, clipI, clipT });
+const dreambooth: Settings = { method: 'dreambooth' };
+const lookForward: Settings = { method: 'dpg', reward: 'look-forward', objective: 'official' };
+const dinoReward: Settings = {
+  method: 'dpg',
+  objective: 'paper',
+  reward: [{ kind: 'image-similarity', encoder: ENCODERS.rewards.dino, name: 'dino' }],
+};
+const mixedStates = (textWeight: number): Settings => ({
+  method: 'dpg',
+  objective: 'paper',
+  reward: [
+    { kind: 'look-forward', weight: 1 },
+    { kind: 'image-similarity', encoder: ENCODERS.rewards.dino, name: 'dino', weight: 1 },
+    { kind: 'text-alignment', encoder: ENCODERS.rewards.clip, name: 'clip-text', weight: textWeight },
+  ],
+  lambda: 1,
+  rolloutFraction: 0.5,
+});
+
+const lora: Settings = { train: 'lora', trainTextEncoder: true };
+const customDiffusion: Settings = { train: 'custom-diffusion', modifierToken: ['<new1>'] };
+const textualInversion: Settings = { train: 'textual-inversion', placeholderToken: '<toy>' };
+
+/** Every combination of the two, on top of what is fixed. */
+const grid = (fixed: Settings, one: readonly Settings[], other: readonly Settings[]): Settings[] =>
+  one.flatMap((a) => other.map((b) => ({ ...fixed, ...a, ...b })));
+const rates = (...learningRates: number[]): Settings[] =>
+  learningRates.map((learningRate) => ({ learningRate }));
+const priors: Settings[] = [{ priorLossWeight: 0.1 }, { priorLossWeight: 1 }];
+const lambdas: Settings[] = [0.1, 1].map((lambda) => ({ lambda, priorLossWeight: 0.1 }));
+
+const LORA_RATES = rates(1e-3, 3e-3, 1e-2);
+const CUSTOM_RATES = rates(3e-4, 1e-3, 3e-3);
+
+export const BASELINE = 'DreamBooth';
+export const OURS = 'Ours: look forward + DINO + text on mixed states';
+
+const sks = { token: 'sks', namesClass: true } as const;
+const new1 = { token: '<new1>', namesClass: true } as const;
+
+export const METHODS: readonly Method[] = [
+  {
+    name: BASELINE,
+    published: published(0.694, 0.762, 0.282),
+    ...sks,
+    choices: grid({ ...lora, ...dreambooth }, LORA_RATES, priors),
+  },
+  {
+    name: 'DreamBooth + DINO reward',
+    baseline: BASELINE,
+    published: published(0.723, 0.783, 0.27),
+    ...sks,
+    choices: grid({ ...lora, ...dinoReward }, LORA_RATES, lambdas),
+  },
+  {
+    name: 'DreamBooth + look forward',
+    baseline: BASELINE,
+    published: published(0.738, 0.797, 0.269),
+    ...sks,
+    choices: grid({ ...lora, ...lookForward }, LORA_RATES, priors),
+  },
+  {
+    name: 'Custom Diffusion',
+    published: published(0.649, 0.712, 0.321),
+    ...new1,
+    choices: grid({ ...customDiffusion, ...dreambooth }, CUSTOM_RATES, priors),
+  },
+  {
+    name: 'Custom Diffusion + DINO reward',
+    baseline: 'Custom Diffusion',
+    published: published(0.64, 0.715, 0.32),
+    ...new1,
+    choices: grid({ ...customDiffusion, ...dinoReward }, CUSTOM_RATES, lambdas),
+  },
+  {
+    name: 'Custom Diffusion + look forward',
+    baseline: 'Custom Diffusion',
+    published: published(0.669, 0.728, 0.322),
+    ...new1,
+    choices: grid({ ...customDiffusion, ...lookForward }, CUSTOM_RATES, priors),
+  },
+  {
+    name: 'Textual inversion',
+    token: '<toy>',
+    namesClass: false,
+    choices: grid({ ...textualInversion, ...dreambooth }, rates(1e-2, 3e-2, 1e-1), [
+      { numVectors: 1 },
+      { numVectors: 4 },
+    ]),
+  },
+  {
+    name: OURS,
+    baseline: BASELINE,
+    ...sks,
+    choices: grid({ ...lora, priorLossWeight: 0.1 }, LORA_RATES, [mixedStates(1), mixedStates(3)]),
+  },
+];
+
+export const methodNamed = (name: string): Method => METHODS.find((m) => m.name === name)!;
+
+/** A run of a method. */
+export function jobOf(
+  { token, namesClass }: Method,
+  settings: Settings,
+  subject: HeldOutSubject,
+  seed: number,
+  images: number,
+): Job {
+  return {
+    subject: subject.name,
+    settings: { ...COMMON, ...settings, seed },
+    token,
+    namesClass,
+    images,
+  };
+}
+
+/** Settings that a method is tried with beside the chosen ones, one change at a time. */
+export interface Variation {
+  readonly label: string;
+  readonly change: Settings;
+}
+
+export const ABLATIONS: readonly {
+  readonly method: string;
+  readonly title: string;
+  readonly variations: readonly Variation[];
+}[] = [
+  {
+    method: 'DreamBooth + look forward',
+    title: 'Discount gamma of the look-forward reward',
+    variations: [1, 0.9986, 0.99, 0.9].map((gamma) => ({ label: String(gamma), change: { gamma } })),
+  },
+  {
+    method: 'DreamBooth + DINO reward',
+    title: 'Weight lambda of the DINO reward',
+    variations: [0.01, 0.1, 1, 10].map((lambda) => ({ label: String(lambda), change: { lambda } })),
+  },
+];
+
+export const CURVE_METHODS = [
+  BASELINE,
+  'DreamBooth + DINO reward',
+  'DreamBooth + look forward',
+  OURS,
+] as const;
+export const CURVE_STEPS = [50, 100, 200, 400] as const;

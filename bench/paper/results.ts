@@ -1,0 +1,72 @@
+import type { HeldOutSubject } from '../../src/data/world/held-out.js';
+import {
+  bootstrapMean,
+  type Estimate,
+  type PairedDifference,
+  pairedBootstrap,
+  resample,
+} from '../../src/evaluation/bootstrap.js';
+import { mean } from '../../src/evaluation/similarity.js';
+import type { Marks } from './marks.js';
+import { type Job, METHODS, type Method } from './plan.js';
+
+/** The columns of the tables. */
+export const columns = ['dino', 'clipI', 'clipT', 'diversity', 'noun', 'colour', 'scene'] as const;
+export type Column = (typeof columns)[number];
+export type Row = Record<Column, number>;
+
+const RESAMPLES = 10_000;
+
+export function rowOf({ scores, truth }: Marks): Row {
+  const { dino = Number.NaN, clipI = Number.NaN, clipT = Number.NaN, diversity = Number.NaN } = scores;
+  return { dino, clipI, clipT, diversity, ...truth };
+}
+
+export function meanRow(rows: readonly Row[]): Row {
+  return Object.fromEntries(columns.map((c) => [c, mean(rows.map((row) => row[c]))])) as Row;
+}
+
+/** What settings are chosen by: likeness and text alignment count alike. */
+export function worth({ dino, clipI, clipT }: Row): number {
+  return (dino + clipI) / 2 + clipT;
+}
+
+/** A method's estimates over subjects, and its differences from its baseline on the same subjects. */
+export interface MethodResult {
+  readonly method: Method;
+  readonly estimates: Readonly<Record<Column, Estimate>>;
+  readonly differences: Readonly<Record<Column, PairedDifference>> | undefined;
+  /** By subject: the mean over seeds. */
+  readonly subjects: readonly Row[];
+}
+
+/** Estimates of all methods. @param rows by method, subject and seed */
+export function compare(
+  rows: ReadonlyMap<Method, readonly (readonly Row[])[]>,
+  subjects: readonly HeldOutSubject[],
+): MethodResult[] {
+  const resamples = resample(subjects.length, RESAMPLES, 0);
+  const bySubject = new Map([...rows].map(([m, all]) => [m, all.map(meanRow)] as const));
+  const each = <T>(of: (column: Column) => T) =>
+    Object.fromEntries(columns.map((c) => [c, of(c)])) as Record<Column, T>;
+  return [...bySubject].map(([method, own]) => {
+    const base = METHODS.find(({ name }) => name === method.baseline);
+    const against = base && bySubject.get(base);
+    const values = (list: readonly Row[], column: Column) => list.map((row) => row[column]);
+    return {
+      method,
+      estimates: each((c) => bootstrapMean(values(own, c), resamples)),
+      differences: against && each((c) => pairedBootstrap(values(own, c), values(against, c), resamples)),
+      subjects: own,
+    };
+  });
+}
+
+/** What was tried for a method, and what became of it. */
+export interface Choice {
+  readonly settings: Job['settings'];
+  readonly row: Row;
+}
+
+export const best = (choices: readonly Choice[]): Choice =>
+  choices.reduce((a, b) => (worth(b.row) > worth(a.row) ? b : a));
