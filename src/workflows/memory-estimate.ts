@@ -60,6 +60,7 @@ export function estimateMemory(
   const known = referencesOf(settings.objective.method === 'dpg' ? settings.objective.rewards : []);
   const programs: NamedProgram[] = [];
   const states: MemoryPart[][] = [];
+  let inPieces = false;
   for (const size of different) {
     const { micro, apply, pieces, critic } = buildStep(model, settings, size);
     const shape = [1, 3, size.height, size.width];
@@ -74,6 +75,7 @@ export function estimateMemory(
       graph ? [{ name: `${name}, ${sizeName(size)}`, memory: estimateGraphMemory(graph) }] : [],
     );
     programs.push(...added);
+    inPieces = pieces !== undefined;
     states.push(
       pieces
         ? piecewiseState(pieces, added[0]!.memory)
@@ -89,10 +91,15 @@ export function estimateMemory(
   const drawing = drawingPrograms(model, settings.resolution, settings.trainable, guided);
   // States that the policy visits are drawn between the steps, and not decoded.
   if (settings.rollouts) programs.push(...drawing.filter(({ name }) => name !== DECODER));
-  const phases = [
-    phase('drawing', drawing, [], [...programs.flatMap(partsOf), ...state!]),
-    phase('training', programs, state!, drawing.flatMap(partsOf)),
-  ];
+  const phases = inPieces
+    ? [
+        phase('drawing', drawing, [], takingTurns(programs).flatMap(partsOf)),
+        phase('training', takingTurns(programs), state!, []),
+      ]
+    : [
+        phase('drawing', drawing, [], [...programs.flatMap(partsOf), ...state!]),
+        phase('training', programs, state!, drawing.flatMap(partsOf)),
+      ];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
   return { phases, peak, available };
 }
@@ -105,6 +112,18 @@ interface NamedProgram {
 
 /** The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved. */
 const STATE_COPIES = 3;
+
+/**
+ * Programs of which one runs at a time: where weights and moments are many times as large as what drawing or the encoder leave behind, they take the place of that, and
+ * only the largest program's activations count.
+ */
+function takingTurns(programs: readonly NamedProgram[]): NamedProgram[] {
+  const largest = Math.max(...programs.map(({ memory }) => memory.activations));
+  return programs.map(({ name, memory }) => ({
+    name,
+    memory: { ...memory, activations: memory.activations === largest ? largest : 0 },
+  }));
+}
 
 /**
  * What a step holds beside its activations where the update goes piece by piece. Among those are the weights, which it is fed, and the gradients as the step makes
