@@ -19,8 +19,9 @@ const REFERENCES = 5;
 const REFERENCE_SIZE = 256;
 /** Of the references' poses; the demo's pictures have another. */
 const REFERENCE_SEED = 31;
-/** Picture i of a prompt in the run with seed s has the seed FIRST_PICTURE + 100 s + i. */
-const FIRST_PICTURE = 23;
+/** Noise of its own for each picture, the same for every method: the base takes colours from the noise, so that one noise for all prompts would say little. */
+const pictureSeed = (seed: number, prompt: number, image: number): number =>
+  23 + 1000 * seed + 10 * prompt + image;
 
 export function subjectNamed(name: string): HeldOutSubject {
   const subject = HELD_OUT_SUBJECTS.find((s) => s.name === name);
@@ -110,8 +111,8 @@ export async function trainAndDraw(job: Job, place: Workplace, engine: Engine): 
     ...(learnt.lora ? { adaptation: { lora: learnt.lora } } : {}),
   });
   const state = await engine.state(learnt.state);
-  const requests = prompts.flatMap((prompt) =>
-    Array.from({ length: job.images }, (_, i) => ({ prompt, seed: FIRST_PICTURE + 100 * seed + i })),
+  const requests = prompts.flatMap((prompt, p) =>
+    Array.from({ length: job.images }, (_, i) => ({ prompt, seed: pictureSeed(seed, p, i) })),
   );
   const { samplingSteps, ...sampling } = SAMPLING;
   const drawn = await drawer.draw(requests, { ...sampling, steps: samplingSteps, state });
