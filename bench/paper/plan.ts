@@ -80,12 +80,12 @@ const dinoReward: Settings = {
   objective: 'paper',
   reward: [{ kind: 'image-similarity', encoder: ENCODERS.rewards.dino, name: 'dino' }],
 };
-const mixedStates = (textWeight: number): Settings => ({
+const mixedStates = (dinoWeight: number, textWeight: number): Settings => ({
   method: 'dpg',
   objective: 'paper',
   reward: [
     { kind: 'look-forward', weight: 1 },
-    { kind: 'image-similarity', encoder: ENCODERS.rewards.dino, name: 'dino', weight: 1 },
+    { kind: 'image-similarity', encoder: ENCODERS.rewards.dino, name: 'dino', weight: dinoWeight },
     { kind: 'text-alignment', encoder: ENCODERS.rewards.clip, name: 'clip-text', weight: textWeight },
   ],
   lambda: 1,
@@ -163,7 +163,7 @@ export const METHODS: readonly Method[] = [
     name: OURS,
     baseline: BASELINE,
     ...sks,
-    choices: grid(lora, rates(2e-3, 4e-3), [mixedStates(1), mixedStates(3)]),
+    choices: grid(lora, rates(2e-3, 4e-3), [mixedStates(0.03, 0.3), mixedStates(0.1, 0.3)]),
   },
 ];
 
