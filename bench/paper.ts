@@ -147,7 +147,7 @@ async function main(): Promise<void> {
   const tableJobs = (method: Method, subject: HeldOutSubject): Job[] =>
     SEEDS.map((seed) => jobOf(method, settingsOf(method), subject, seed, IMAGES));
   if (wants('table')) {
-    // Subject by subject, so that what is there when it is stopped can be compared.
+    // Seed by seed and subject by subject, so that what is there when it is stopped can be compared.
     await perform(
       'table',
       SEEDS.flatMap((_, s) =>

@@ -12,6 +12,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from bench_process import peak_bytes, say
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
@@ -21,21 +22,6 @@ folder, given, part = Path(task["model"]), load_file(task["inputs"]), task["part
 torch.set_num_threads(task["threads"])
 diffusers.logging.set_verbosity_error()
 transformers.logging.set_verbosity_error()
-
-
-def say(**line):
-    print(json.dumps(line), flush=True)
-
-
-def peak_bytes():
-    try:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    except OSError:
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
 
 
 def load(cls, name):

@@ -5,7 +5,6 @@ that it reads, and ends at "end". bench/run.ts starts it.
 """
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import diffusers
 import peft
 import torch
 import torch.nn.functional as F
+from bench_process import peak_bytes, say
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -24,22 +24,6 @@ given = load_file(task["inputs"])
 folder = Path(task["model"])
 torch.set_num_threads(task["threads"])
 diffusers.logging.set_verbosity_error()
-
-
-def say(**line):
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    print(json.dumps(finite), flush=True)
-
-
-def peak_bytes():
-    try:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    except OSError:
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
 
 
 def load_unet():

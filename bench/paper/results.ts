@@ -8,7 +8,7 @@ import {
 } from '../../src/evaluation/bootstrap.js';
 import { mean } from '../../src/evaluation/similarity.js';
 import type { Marks } from './marks.js';
-import { type Job, METHODS, type Method } from './plan.js';
+import { type Job, type Method, methodNamed } from './plan.js';
 
 /** The columns of the tables. */
 export const columns = ['dino', 'clipI', 'clipT', 'diversity', 'noun', 'colour', 'scene'] as const;
@@ -50,8 +50,7 @@ export function compare(
   const each = <T>(of: (column: Column) => T) =>
     Object.fromEntries(columns.map((c) => [c, of(c)])) as Record<Column, T>;
   return [...bySubject].map(([method, own]) => {
-    const base = METHODS.find(({ name }) => name === method.baseline);
-    const against = base && bySubject.get(base);
+    const against = method.baseline === undefined ? undefined : bySubject.get(methodNamed(method.baseline));
     const values = (list: readonly Row[], column: Column) => list.map((row) => row[column]);
     return {
       method,

@@ -9,7 +9,7 @@ import { generate } from '../../src/workflows/generate.js';
 import { type PersonaliseOptions, personalise } from '../../src/workflows/personalise.js';
 import { goldenPath } from '../goldens.js';
 import { temporaryFolder } from '../temporary-folder.js';
-import { tinyRun, writePictures } from './tiny-run.js';
+import { tinyCustomDiffusion, tinyRun, tinyTextualInversion, writePictures } from './tiny-run.js';
 
 const encoder = (name: string): string => fileURLToPath(goldenPath(`encoders/${name}`));
 
@@ -23,23 +23,11 @@ const kinds: Readonly<Record<string, Kind>> = {
   full: { change: { train: 'full' }, named: 'sks backpack' },
   'full, no model kept': { change: { train: 'full', saveModel: false }, named: 'sks backpack' },
   'custom-diffusion': {
-    change: {
-      train: 'custom-diffusion',
-      modifierToken: ['<new1>'],
-      initializerToken: ['a'],
-      instancePrompt: 'a photo of <new1> backpack',
-      validationPrompts: ['a <new1> backpack'],
-    },
+    change: tinyCustomDiffusion,
     named: '<new1> backpack',
   },
   'textual-inversion': {
-    change: {
-      train: 'textual-inversion',
-      placeholderToken: '<toy>',
-      initializerToken: ['a'],
-      instancePrompt: 'a photo of <toy>',
-      validationPrompts: ['a <toy>'],
-    },
+    change: tinyTextualInversion,
     named: '<toy>',
   },
 };

@@ -73,3 +73,21 @@ export function tinyRun(images: string, output: string): PersonaliseOptions {
     threads: 1,
   };
 }
+
+/** What makes it a run of Custom Diffusion. */
+export const tinyCustomDiffusion: Partial<PersonaliseOptions> = {
+  train: 'custom-diffusion',
+  modifierToken: ['<new1>'],
+  initializerToken: ['a'],
+  instancePrompt: 'a photo of <new1> backpack',
+  validationPrompts: ['a <new1> backpack'],
+};
+
+/** What makes it a run of textual inversion. */
+export const tinyTextualInversion: Partial<PersonaliseOptions> = {
+  train: 'textual-inversion',
+  placeholderToken: '<toy>',
+  initializerToken: ['a'],
+  instancePrompt: 'a photo of <toy>',
+  validationPrompts: ['a <toy>'],
+};

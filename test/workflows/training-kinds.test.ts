@@ -8,7 +8,7 @@ import { generate } from '../../src/workflows/generate.js';
 import { completeSettings } from '../../src/workflows/personalisation-settings.js';
 import { type PersonaliseOptions, personalise } from '../../src/workflows/personalise.js';
 import { temporaryFolder } from '../temporary-folder.js';
-import { tinyRun, writePictures } from './tiny-run.js';
+import { tinyCustomDiffusion, tinyRun, tinyTextualInversion, writePictures } from './tiny-run.js';
 
 interface Kind {
   readonly change: Partial<PersonaliseOptions>;
@@ -22,24 +22,11 @@ const kinds: Readonly<Record<string, Kind>> = {
     files: ['model/unet/diffusion_pytorch_model.safetensors', 'model/text_encoder/model.safetensors'],
   },
   'Custom Diffusion': {
-    change: {
-      train: 'custom-diffusion',
-      modifierToken: ['<new1>'],
-      initializerToken: ['a'],
-      instancePrompt: 'a photo of <new1> backpack',
-      validationPrompts: ['a <new1> backpack'],
-    },
+    change: tinyCustomDiffusion,
     files: ['pytorch_custom_diffusion_weights.safetensors', '<new1>.safetensors'],
   },
   'textual inversion': {
-    change: {
-      train: 'textual-inversion',
-      placeholderToken: '<toy>',
-      initializerToken: ['a'],
-      numVectors: 2,
-      instancePrompt: 'a photo of <toy>',
-      validationPrompts: ['a <toy> on the beach'],
-    },
+    change: { ...tinyTextualInversion, numVectors: 2, validationPrompts: ['a <toy> on the beach'] },
     files: ['learned_embeds.safetensors'],
   },
 };
