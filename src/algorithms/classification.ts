@@ -4,6 +4,9 @@ import { reshape } from '../onnx/movement.js';
 import { max, mean, sum } from '../onnx/reduction.js';
 import { int64 } from '../tensor/tensor.js';
 
+/** Stands for a true class that is not known. */
+export const UNKNOWN_CLASS = -1;
+
 /** log(softmax(x)) over the last axis. The largest entry is taken off first, so that no exponential overflows. */
 export function logSoftmax(logits: Value): Value {
   const last = { keepDims: true };
@@ -11,7 +14,10 @@ export function logSoftmax(logits: Value): Value {
   return sub(shifted, log(sum(exp(shifted), [-1], last)));
 }
 
-/** Mean cross-entropy of logits [B, K] with the true classes [B] (int64, 0 to K - 1), in nats. */
+/**
+ * Mean cross-entropy of logits [B, K] with the true classes [B] (int64, 0 to K - 1), in nats. A row whose class is `UNKNOWN_CLASS` adds nothing, and still counts in
+ * the mean.
+ */
 export function crossEntropy(logits: Value, classes: Value): Value {
   const [batch, count] = logits.shape as [number, number];
   const every = logits.graph.constant(

@@ -5,7 +5,7 @@ import { COLOUR_NAMES, NOUNS, type Subject } from '../data/world/subject.js';
 import type { DrawingRequest } from '../pretrained/text-to-image.js';
 import { Random } from '../tensor/random.js';
 
-/** A prompt, and what its picture has to show. */
+/** A prompt, and what its picture has to show: the pattern is left to the model. */
 export interface FidelityRequest extends DrawingRequest {
   readonly truth: Labels;
 }
@@ -34,7 +34,7 @@ export function fidelityRequests(count: number, seed: number): FidelityRequest[]
     return {
       prompt: describe(depiction, { colour: true }),
       seed: random.derive(i).bits(),
-      truth: labelsOf(depiction),
+      truth: { ...labelsOf(depiction), pattern: undefined }, // any pattern is what the prompt asks for
     };
   });
 }

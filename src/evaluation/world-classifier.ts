@@ -1,12 +1,12 @@
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { crossEntropy } from '../algorithms/classification.js';
+import { crossEntropy, UNKNOWN_CLASS } from '../algorithms/classification.js';
 import { Augmentation } from '../data/augmentation.js';
 import { channelsFirst } from '../data/channels-first.js';
 import type { Labels } from '../data/world/example.js';
 import { type RenderedExample, renderExamples } from '../data/world/render.js';
 import { SCENES } from '../data/world/scenes.js';
-import { COLOUR_NAMES, NOUNS } from '../data/world/subject.js';
+import { COLOUR_NAMES, NOUNS, PATTERNS } from '../data/world/subject.js';
 import type { Engine, Program } from '../engine/engine.js';
 import { ModelError } from '../errors.js';
 import { type Json, parseConfig } from '../formats/json-config.js';
@@ -33,32 +33,42 @@ const WEIGHTS_FILE = 'model.safetensors';
 
 const CONFIG: Json = {
   _class_name: 'WorldClassifier',
-  block_out_channels: [20, 40, 64, 96],
-  hidden_size: 96,
+  block_out_channels: [24, 40, 72, 96],
+  hidden_size: 112,
+  layers_per_block: [2, 2, 1, 1],
   norm_num_groups: 4,
   num_colours: COLOUR_NAMES.length,
   num_nouns: NOUNS.length,
+  num_patterns: PATTERNS.length,
   num_scenes: SCENES.length,
   resolution: RESOLUTION,
 };
 
 /** The questions, in the order in which answers are listed. */
-export const QUESTIONS = ['noun', 'scene', 'colour'] as const satisfies readonly (keyof Labels)[];
+export const QUESTIONS = ['noun', 'scene', 'colour', 'pattern'] as const satisfies readonly (keyof Labels)[];
 export type Question = (typeof QUESTIONS)[number];
+
+/** The answers for one picture, as labels: places in the lists of ANSWERS. */
+export type Answers = Readonly<Record<Question, number>>;
 
 /** The names of the answers to each question, by label. */
 export const ANSWERS: Readonly<Record<Question, readonly string[]>> = {
   noun: NOUNS,
   scene: SCENES.map((scene) => scene.name),
   colour: COLOUR_NAMES,
+  pattern: PATTERNS,
 };
+
+function byQuestion<T>(value: (question: Question) => T): Record<Question, T> {
+  return Object.fromEntries(QUESTIONS.map((question) => [question, value(question)])) as Record<Question, T>;
+}
 
 /** The folder of the classifier that ships. */
 export function shippedWorldClassifier(): string {
   return fileURLToPath(new URL('../../../models/world-classifier', import.meta.url));
 }
 
-/** Judges pictures of the synthetic world: which noun they show, where, and in which main colour. It is no part of the models that it judges. */
+/** Judges pictures of the synthetic world: which noun they show, where, in which main colour and with which pattern. It is no part of the models that it judges. */
 export class WorldClassifier {
   readonly resolution: number;
   readonly #program: Program;
@@ -95,14 +105,14 @@ export class WorldClassifier {
   }
 
   /** Answers for pictures of RGB bytes [R, R, 3], in their order. */
-  async classify(pictures: readonly Uint8Array[]): Promise<Labels[]> {
+  async classify(pictures: readonly Uint8Array[]): Promise<Answers[]> {
     const size = 3 * this.resolution ** 2;
     const wrong = pictures.find((picture) => picture.length !== size);
     if (wrong)
       throw new RangeError(
         `internal: the classifier takes pictures of ${size} bytes ([${this.resolution}, ${this.resolution}, 3]), got ${wrong.length}`,
       );
-    const labels: Labels[] = [];
+    const answers: Answers[] = [];
     for (let start = 0; start < pictures.length; start += this.#batchSize) {
       const some = pictures.slice(start, start + this.#batchSize);
       const pixels = new Float32Array(this.#batchSize * size);
@@ -113,10 +123,10 @@ export class WorldClassifier {
       const found = await this.#program.run({ pixels: float32(shape, pixels) });
       const answer = (question: Question, i: number) => Number(found[question]!.data[i]);
       some.forEach((_, i) => {
-        labels.push({ noun: answer('noun', i), scene: answer('scene', i), colour: answer('colour', i) });
+        answers.push(byQuestion((question) => answer(question, i)));
       });
     }
-    return labels;
+    return answers;
   }
 
   async release(): Promise<void> {
@@ -125,11 +135,13 @@ export class WorldClassifier {
 }
 
 function requireThisWorld(config: WorldClassifierConfig, folder: string): void {
-  const { nouns, scenes, colours } = config;
-  if (nouns !== NOUNS.length || scenes !== SCENES.length || colours !== COLOUR_NAMES.length)
+  const { nouns, scenes, colours, patterns } = config;
+  const told = [nouns, scenes, colours, patterns];
+  const known = QUESTIONS.map((question) => ANSWERS[question].length);
+  if (told.some((count, i) => count !== known[i]))
     throw new ModelError(
-      `${join(folder, CONFIG_FILE)} tells ${nouns} nouns, ${scenes} scenes and ${colours} colours apart, but the world has ` +
-        `${NOUNS.length}, ${SCENES.length} and ${COLOUR_NAMES.length}. It was trained for another version; train it again.`,
+      `${join(folder, CONFIG_FILE)} tells ${nouns} nouns, ${scenes} scenes, ${colours} colours and ${patterns} patterns apart, but the world has ` +
+        `${known.slice(0, -1).join(', ')} and ${known.at(-1)}. It was trained for another version; train it again.`,
     );
 }
 
@@ -141,20 +153,20 @@ export interface Tally {
   readonly confusion: readonly (readonly number[])[];
 }
 
-/** Compares answers with the truth, question by question. */
-export function tally(truth: readonly Labels[], found: readonly Labels[]): Record<Question, Tally> {
-  const count = (question: Question): Tally => {
+/** Compares answers with the truth, question by question. A picture whose truth does not answer a question is left out of its tally. */
+export function tally(truth: readonly Labels[], found: readonly Answers[]): Record<Question, Tally> {
+  return byQuestion((question) => {
     const confusion = ANSWERS[question].map(() => ANSWERS[question].map(() => 0));
-    truth.forEach((labels, i) => {
-      confusion[labels[question]]![found[i]![question]]!++;
+    let [right, total] = [0, 0];
+    truth.forEach(({ [question]: label }, i) => {
+      if (label === undefined) return;
+      const answer = found[i]![question];
+      confusion[label]![answer]!++;
+      total++;
+      if (answer === label) right++;
     });
-    return {
-      right: confusion.reduce((sum, row, label) => sum + row[label]!, 0),
-      total: truth.length,
-      confusion,
-    };
-  };
-  return { noun: count('noun'), scene: count('scene'), colour: count('colour') };
+    return { right, total, confusion };
+  });
 }
 
 export interface WorldClassifierTraining extends SmallModelTraining {
@@ -165,8 +177,8 @@ export interface WorldClassifierTraining extends SmallModelTraining {
 /** How the classifier that ships was trained. */
 export const worldClassifierDefaults = {
   seed: 1,
-  examplesPerScene: 800,
-  steps: 6500,
+  examplesPerScene: 1000,
+  steps: 7000,
   batchSize: 32,
   checkpointingSteps: 250,
 } as const satisfies Partial<WorldClassifierTraining>;
@@ -206,14 +218,9 @@ export async function trainWorldClassifier(options: WorldClassifierTraining): Pr
         const labels = (question: Question) =>
           int64(
             [b],
-            drawn.map((example) => example.labels[question]),
+            drawn.map((example) => example.labels[question] ?? UNKNOWN_CLASS),
           );
-        return {
-          pixels: float32(shape, pixels),
-          noun: labels('noun'),
-          scene: labels('scene'),
-          colour: labels('colour'),
-        };
+        return { pixels: float32(shape, pixels), ...byQuestion(labels) };
       },
       steps: options.steps,
       learningRate: 3e-3,

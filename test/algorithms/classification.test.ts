@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { crossEntropy } from '../../src/algorithms/classification.js';
+import { crossEntropy, UNKNOWN_CLASS } from '../../src/algorithms/classification.js';
 import { gradients } from '../../src/autodiff/gradient.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { Graph } from '../../src/onnx/graph.js';
@@ -25,10 +25,11 @@ async function lossOf(rows: readonly (readonly number[])[], classes: readonly nu
   return { loss: found.loss!.data[0] as number, gradient: [...(found.gradient!.data as Float32Array)] };
 }
 
-/** In double precision: the mean of log sum exp x - x of the true class, and its derivative (softmax - one hot) / B. */
+/** In double precision: the mean of log sum exp x - x of the true class, and its derivative (softmax - one hot) / B; both are 0 for a row whose class is not known. */
 function expected(rows: readonly (readonly number[])[], classes: readonly number[]) {
   let loss = 0;
   const gradient = rows.flatMap((row, b) => {
+    if (classes[b] === UNKNOWN_CLASS) return row.map(() => 0);
     const largest = Math.max(...row);
     const total = row.reduce((sum, x) => sum + Math.exp(x - largest), 0);
     loss += (largest + Math.log(total) - row[classes[b]!]!) / rows.length;
@@ -54,6 +55,15 @@ for (const [name, rows, classes] of [
       [-500, -501.5, -502, -900],
     ],
     [1, 2],
+  ],
+  [
+    'a row whose class is not known',
+    [
+      [0.3, -1.2, 2.5],
+      [-0.7, 0.9, 0.4],
+      [1.5, 1.4, -0.3],
+    ],
+    [2, UNKNOWN_CLASS, 0],
   ],
 ] as const) {
   test(`cross-entropy and its gradient: ${name}`, async () => {

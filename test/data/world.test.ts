@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { ACCESSORIES } from '../../src/data/world/accessories.js';
 import {
   contrasting,
+  type Depiction,
   describe,
   type Labels,
   labelsOf,
@@ -127,6 +128,32 @@ test('labels say what the caption says', () => {
     const before = caption.slice(0, caption.indexOf(NOUNS[labels.noun]!)).split(' ');
     const named = before.find((word) => word in COLOURS);
     if (named !== undefined) assert.equal(named, COLOUR_NAMES[labels.colour], caption);
+    const pattern = PATTERNS.find((p) => before.includes(p));
+    if (pattern !== undefined && labels.pattern !== undefined)
+      assert.equal(pattern, PATTERNS[labels.pattern], caption);
+  }
+});
+
+test('the pattern is a label where it shows: everywhere but under clothes', async () => {
+  const render = (depiction: Depiction) => renderSvg(drawSvg(depiction, 64, new Random(3)), 64);
+  const accessories = [undefined, ...ACCESSORIES.map((a) => a.name)];
+  for (const noun of NOUNS) {
+    for (const accessory of isLive(noun) ? accessories : [undefined]) {
+      const worn = PATTERNS.map((pattern) => ({
+        subject: subject({ noun, pattern }),
+        scene: 'studio' as const,
+        accessory,
+      }));
+      const labels = worn.map((depiction) => labelsOf(depiction).pattern);
+      const pictures = await Promise.all(worn.map(render));
+      // Under clothes, the edge of the body shows through by a level or two.
+      const alike = pictures.every((picture) => picture.every((v, i) => Math.abs(v - pictures[0]![i]!) <= 3));
+      assert.deepEqual(
+        labels,
+        PATTERNS.map((_, label) => (alike ? undefined : label)),
+        `${noun}, ${accessory ?? 'unclothed'}`,
+      );
+    }
   }
 });
 

@@ -10,6 +10,7 @@ import { fidelityRequests } from '../../src/evaluation/prompt-fidelity.js';
 import {
   ANSWERS,
   QUESTIONS,
+  type Question,
   shippedWorldClassifier,
   tally,
   WorldClassifier,
@@ -18,6 +19,8 @@ import {
 const engine = createNodeEngine({ threads: 1 });
 /** A world of its own: neither the classifier, nor the base model, nor the bench has seen its seed. */
 const SEED = 2001;
+/** The bench's bars on its thousands are 97 % and, for the pattern, 90 %. A classifier just on them has as many more mistakes in 300 drawings once in 40 sets. */
+const LEAST: Readonly<Record<Question, number>> = { noun: 0.95, scene: 0.95, colour: 0.95, pattern: 0.865 };
 let drawings: RenderedExample[];
 let classifier: WorldClassifier;
 
@@ -35,9 +38,10 @@ test('the shipped classifier is right on drawings that it has not seen', async (
   );
   for (const question of QUESTIONS) {
     const { right, total } = results[question];
-    assert.equal(total, 300);
-    // The bar is 97 % on the bench's thousands. A classifier just on it has 5 more mistakes than that in 300 drawings (5 %) once in 40 sets.
-    assert.ok(right / total >= 0.95, `${question}: ${right} of ${total}`);
+    const asked = drawings.filter(({ labels }) => labels[question] !== undefined).length;
+    assert.equal(total, asked);
+    assert.ok(asked >= 270, `${question}: asked of ${asked}`);
+    assert.ok(right / total >= LEAST[question], `${question}: ${right} of ${total}`);
   }
 });
 
@@ -53,10 +57,15 @@ test('the answer to a picture depends on that picture alone', async () => {
 test('a tally counts every answer under its truth', () => {
   const truth = [
     { noun: 0, scene: 1, colour: 2 },
-    { noun: 0, scene: 1, colour: 3 },
+    { noun: 0, scene: 1, colour: 3, pattern: 4 },
   ];
-  const { noun, colour } = tally(truth, [truth[0]!, { noun: 4, scene: 1, colour: 3 }]);
+  const { noun, colour, pattern } = tally(truth, [
+    { noun: 0, scene: 1, colour: 2, pattern: 0 },
+    { noun: 4, scene: 1, colour: 3, pattern: 4 },
+  ]);
   assert.deepEqual([noun.right, noun.total, colour.right], [1, 2, 2]);
+  // The first of the two does not say its pattern.
+  assert.deepEqual([pattern.right, pattern.total, pattern.confusion[4]![4]], [1, 1, 1]);
   assert.deepEqual([noun.confusion[0]![0], noun.confusion[0]![4], noun.confusion[4]![0]], [1, 1, 0]);
 });
 
@@ -67,7 +76,7 @@ test('a classifier of another world is refused', async () => {
     await writeFile(join(folder, 'config.json'), JSON.stringify({ ...config, num_scenes: 20 }));
     await assert.rejects(WorldClassifier.open(engine, folder), (error) => {
       assert.ok(error instanceof ModelError);
-      assert.match(error.message, /20 scenes.*the world has 15, 21 and 12/);
+      assert.match(error.message, /20 scenes.*the world has 15, 21, 12 and 5/);
       return true;
     });
   } finally {
@@ -77,13 +86,14 @@ test('a classifier of another world is refused', async () => {
 
 test('the prompts that judge a base model ask for everything equally often, and say what they ask for', () => {
   const requests = fidelityRequests(504, 1);
-  for (const question of QUESTIONS) {
+  for (const question of ['noun', 'scene', 'colour'] as const) {
     const times = ANSWERS[question].map((_, i) => requests.filter((r) => r.truth[question] === i).length);
     assert.ok(Math.max(...times) - Math.min(...times) <= 1, `${question}: ${times}`);
   }
   for (const { prompt, truth } of requests) {
     const [noun, colour] = [ANSWERS.noun[truth.noun]!, ANSWERS.colour[truth.colour]!];
     assert.match(prompt, new RegExp(`^an? ${colour} ${noun}\\b`));
+    assert.equal(truth.pattern, undefined);
   }
   assert.equal(new Set(requests.map((r) => r.seed)).size, requests.length);
   assert.deepEqual(fidelityRequests(504, 1), requests);

@@ -192,17 +192,21 @@ export function sampleExample(random: Random, options: SampleOptions = {}): Worl
   return { ...depiction, caption };
 }
 
-/** What a classifier is to find in an example, as indices into NOUNS, SCENES and COLOUR_NAMES. */
+/** What a classifier is to find in a picture, as indices into NOUNS, SCENES, COLOUR_NAMES and PATTERNS. */
 export interface Labels {
   readonly noun: number;
   readonly scene: number;
   readonly colour: number;
+  /** Undefined where the picture cannot tell: clothes cover all of a live subject that bears its pattern. */
+  readonly pattern?: number | undefined;
 }
 
-export function labelsOf({ subject, scene }: Depiction): Labels {
+export function labelsOf({ subject, scene, accessory }: Depiction): Labels {
+  const covered = accessory !== undefined && accessoryNamed(accessory).clothes !== undefined;
   return {
     noun: NOUNS.indexOf(subject.noun),
     scene: SCENES.findIndex((s) => s.name === scene),
     colour: COLOUR_NAMES.indexOf(subject.colour),
+    pattern: covered ? undefined : PATTERNS.indexOf(subject.pattern),
   };
 }
