@@ -28,7 +28,7 @@ import {
   SEEDS,
   TUNING_SUBJECTS,
 } from './paper/plan.js';
-import { best, type Choice, compare, meanRow, type Row, rowOf } from './paper/results.js';
+import { best, type Choice, compare, meanRow, type Row, rowOf, spreadOf } from './paper/results.js';
 import { pictureSheet } from './paper/sheet.js';
 import {
   bars,
@@ -125,24 +125,26 @@ const onTuning = (method: Method, settings: Job['settings']): Job[] =>
 async function tune() {
   const jobs = METHODS.flatMap((method) => method.choices.flatMap((settings) => onTuning(method, settings)));
   if (wants('tuning')) await perform('tuning', jobs);
-  const tried = new Map<Method, { choices: Choice[]; chosen: Choice }>();
+  const choices = new Map<Method, Choice[]>();
   for (const method of METHODS) {
-    const choices: Choice[] = [];
+    const own: Choice[] = [];
     for (const settings of method.choices) {
-      choices.push({ settings, row: meanRow(await rowsOf(onTuning(method, settings))) });
+      own.push({ settings, row: meanRow(await rowsOf(onTuning(method, settings))) });
     }
-    tried.set(method, { choices, chosen: best(choices) });
+    choices.set(method, own);
   }
-  return tried;
+  const spread = spreadOf([...choices.values()].flat().map(({ row }) => row));
+  const tried = new Map([...choices].map(([m, own]) => [m, { choices: own, chosen: best(own, spread) }]));
+  return { tried, spread };
 }
 
 async function main(): Promise<void> {
   if (options.only !== undefined && !(PHASES as readonly string[]).includes(options.only)) {
     throw new Error(`--only ${options.only}: expected ${PHASES.join(', ')}.`);
   }
-  const tried = await tune();
+  const { tried, spread } = await tune();
   const say: string[] = [];
-  say.push('## Choosing settings', tuningTable(tried));
+  say.push('## Choosing settings', tuningTable(tried, spread));
   const settingsOf = (method: Method) => tried.get(method)!.chosen.settings;
   const tableJobs = (method: Method, subject: HeldOutSubject): Job[] =>
     SEEDS.map((seed) => jobOf(method, settingsOf(method), subject, seed, IMAGES));

@@ -99,6 +99,8 @@ export async function trainAndDraw(job: Job, place: Workplace, engine: Engine): 
     images: await place.references(job.subject),
     instancePrompt: `a photo of ${job.namesClass ? `${job.token} ${noun}` : job.token}`,
     classPrompt: `a photo of ${noun}`,
+    // New words start as a word of the class that is one token: a "stuffed animal" as "animal".
+    ...(job.settings.train === 'textual-inversion' ? { initializerToken: [noun.split(' ').at(-1)!] } : {}),
     output: run,
     checkpointingSteps: steps,
     validationPrompts: [prompts[0]!],

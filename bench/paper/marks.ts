@@ -2,10 +2,10 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RgbImage } from '../../src/data/image-grid.js';
 import { readReferenceImages } from '../../src/data/reference-images.js';
-import type { Labels } from '../../src/data/world/example.js';
+import { ACCESSORIES, type Accessory } from '../../src/data/world/accessories.js';
 import { dreamBenchPrompts } from '../../src/data/world/prompts.js';
 import { SCENES } from '../../src/data/world/scenes.js';
-import { COLOUR_NAMES, isLive, NOUNS } from '../../src/data/world/subject.js';
+import { COLOUR_NAMES, isLive, NOUNS, PATTERNS } from '../../src/data/world/subject.js';
 import type { Engine } from '../../src/engine/engine.js';
 import {
   type Judge,
@@ -21,14 +21,14 @@ import {
   scoreSubject,
 } from '../../src/evaluation/scores.js';
 import { mean, normalized, type UnitVector } from '../../src/evaluation/similarity.js';
-import { WorldClassifier } from '../../src/evaluation/world-classifier.js';
+import { type Answers, WorldClassifier } from '../../src/evaluation/world-classifier.js';
 import { writeFileAtomic } from '../../src/formats/atomic-file.js';
 import { pathExists } from '../../src/formats/path-exists.js';
 import { subjectNamed, type Workplace } from './job.js';
 import { ENCODERS, type Job } from './plan.js';
 
 /** What the world's classifier sees in the pictures, beside what is true: shares of pictures that agree. No encoder has a say in it. */
-export const truths = ['noun', 'colour', 'scene'] as const;
+export const truths = ['noun', 'colour', 'pattern', 'scene'] as const;
 export type Truth = Record<(typeof truths)[number], number>;
 
 /** What a job's pictures are worth. */
@@ -77,33 +77,40 @@ export class Marking {
       })),
     );
     const { scores } = scoreSubject(prompts, await this.#photographs(job.subject), (cosine) => cosine);
-    const labels = await this.classifier.classify(pictures.flat().map(({ pixels }) => pixels));
+    const answers = await this.classifier.classify(pictures.flat().map(({ pixels }) => pixels));
     const agreeing = (
       expected: (prompt: number) => number | undefined,
-      found: (l: Labels) => number,
+      found: (answers: Answers) => number,
     ): number =>
       mean(
-        labels.flatMap((l, i) => {
+        answers.flatMap((a, i) => {
           const wanted = expected(Math.floor(i / job.images));
-          return wanted === undefined ? [] : [found(l) === wanted ? 1 : 0];
+          return wanted === undefined ? [] : [found(a) === wanted ? 1 : 0];
         }),
       );
     // The first prompts are places, in the order of the world's; "a red backpack" asks for another colour than the subject's.
-    const places = isLive(subject.noun) ? 10 : SCENES.length - 1;
+    const live = isLive(subject.noun);
+    const places = live ? 10 : SCENES.length - 1;
+    const worn: readonly Accessory[] = live ? ACCESSORIES : [];
+    const clothed = (p: number): boolean => worn[p - places]?.clothes !== undefined; // the pattern is under them
     const recoloured = (p: number): boolean => /^a (red|purple) /.test(texts[p]!);
     const unless = (no: boolean, value: number) => (no ? undefined : value);
     const truth: Truth = {
       noun: agreeing(
         () => NOUNS.indexOf(subject.noun),
-        (l) => l.noun,
+        (a) => a.noun,
       ),
       colour: agreeing(
         (p) => unless(recoloured(p), COLOUR_NAMES.indexOf(subject.colour)),
-        (l) => l.colour,
+        (a) => a.colour,
+      ),
+      pattern: agreeing(
+        (p) => unless(clothed(p), PATTERNS.indexOf(subject.pattern)),
+        (a) => a.pattern,
       ),
       scene: agreeing(
         (p) => unless(p >= places, p + 1),
-        (l) => l.scene,
+        (a) => a.scene,
       ),
     };
     return { scores, truth };

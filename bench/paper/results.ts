@@ -11,7 +11,7 @@ import type { Marks } from './marks.js';
 import { type Job, type Method, methodNamed } from './plan.js';
 
 /** The columns of the tables. */
-export const columns = ['dino', 'clipI', 'clipT', 'diversity', 'noun', 'colour', 'scene'] as const;
+export const columns = ['dino', 'clipI', 'clipT', 'diversity', 'noun', 'colour', 'pattern', 'scene'] as const;
 export type Column = (typeof columns)[number];
 export type Row = Record<Column, number>;
 
@@ -26,8 +26,22 @@ export function meanRow(rows: readonly Row[]): Row {
   return Object.fromEntries(columns.map((c) => [c, mean(rows.map((row) => row[c]))])) as Row;
 }
 
-/** What settings are chosen by: likeness and text alignment count alike. */
-export function worth({ dino, clipI, clipT }: Row): number {
+/** The scores that settings are chosen by. */
+const CHOSEN_BY = ['dino', 'clipI', 'clipT'] as const;
+export type Spread = Record<(typeof CHOSEN_BY)[number], number>;
+
+/** The standard deviation of each score over all that was tried, of whatever method: judges spread their cosines unequally wide, and as they are the widest would decide alone. */
+export function spreadOf(rows: readonly Row[]): Spread {
+  const deviation = (values: readonly number[]): number => {
+    const centre = mean(values);
+    return Math.sqrt(mean(values.map((value) => (value - centre) ** 2)));
+  };
+  return Object.fromEntries(CHOSEN_BY.map((c) => [c, deviation(rows.map((row) => row[c]))])) as Spread;
+}
+
+/** What settings are chosen by, in standard deviations: likeness, by both judges, and text alignment count alike. */
+export function worth(row: Row, spread: Spread): number {
+  const [dino, clipI, clipT] = CHOSEN_BY.map((c) => row[c] / spread[c]) as [number, number, number];
   return (dino + clipI) / 2 + clipT;
 }
 
@@ -67,5 +81,5 @@ export interface Choice {
   readonly row: Row;
 }
 
-export const best = (choices: readonly Choice[]): Choice =>
-  choices.reduce((a, b) => (worth(b.row) > worth(a.row) ? b : a));
+export const best = (choices: readonly Choice[], spread: Spread): Choice =>
+  choices.reduce((a, b) => (worth(b.row, spread) > worth(a.row, spread) ? b : a));

@@ -15,7 +15,15 @@ import {
   STEPS,
   TUNING_SUBJECTS,
 } from './plan.js';
-import { type Choice, type Column, columns, type MethodResult, type Row, worth } from './results.js';
+import {
+  type Choice,
+  type Column,
+  columns,
+  type MethodResult,
+  type Row,
+  type Spread,
+  worth,
+} from './results.js';
 import { SHEET_PROMPTS } from './sheet.js';
 
 const titles: Readonly<Record<Column, string>> = {
@@ -25,10 +33,11 @@ const titles: Readonly<Record<Column, string>> = {
   diversity: 'Diversity',
   noun: 'class',
   colour: 'colour',
+  pattern: 'pattern',
   scene: 'scene',
 };
 const similarities: readonly Column[] = ['dino', 'clipI', 'clipT', 'diversity'];
-const truths: readonly Column[] = ['noun', 'colour', 'scene'];
+const truths: readonly Column[] = ['noun', 'colour', 'pattern', 'scene'];
 
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [head, head.map((_, i) => (i === 0 ? '---' : '---:')), ...rows]
@@ -116,9 +125,10 @@ export function subjectTable(results: readonly MethodResult[]): string {
 /** What was tried on the tuning subjects; what was chosen stands out. */
 export function tuningTable(
   tried: ReadonlyMap<Method, { choices: readonly Choice[]; chosen: Choice }>,
+  spread: Spread,
 ): string {
   return table(
-    ['method', 'settings', 'DINO', 'CLIP-I', 'CLIP-T', '(DINO + CLIP-I) / 2 + CLIP-T'],
+    ['method', 'settings', 'DINO', 'CLIP-I', 'CLIP-T', 'worth'],
     [...tried].flatMap(([method, { choices, chosen }]) =>
       choices.map((choice) => {
         const mark = choice === chosen ? '**' : '';
@@ -126,7 +136,7 @@ export function tuningTable(
         return [
           method.name,
           `${mark}${settingsText(choice.settings, method)}${mark}`,
-          ...[dino, clipI, clipT, worth(choice.row)].map(fixed),
+          ...[dino, clipI, clipT, worth(choice.row, spread)].map(fixed),
         ];
       }),
     ),
@@ -167,7 +177,7 @@ export function facts(): string[] {
     `Each method: ${STEPS} steps of 4 pictures of the subject (and 4 of its class, but for textual inversion), ${REPORT_SUBJECTS.length} subjects x ${SEEDS.length} seeds; then DreamBench's 25 prompts x ${IMAGES} pictures.`,
     'Means are over prompts and pictures, then seeds, then subjects; intervals and p-values by bootstrap over subjects, paired, two-sided, not corrected for looking at several.',
     'Judges: models/encoders/dino-judge and clip-judge, with the transforms of the protocol. Rewards: dino-reward and clip-reward, trained from other seeds on other pictures.',
-    'class, colour and scene: the share of pictures in which the world classifier sees what is true; colour without the two prompts that ask for another, scene for the prompts that name a place.',
+    'class, colour, pattern and scene: the share of pictures in which the world classifier sees what is true; colour without the two prompts that ask for another, pattern without those that dress the subject, scene for the prompts that name a place.',
   ];
 }
 

@@ -14,7 +14,7 @@ import {
   REPORT_SUBJECTS,
   TUNING_SUBJECTS,
 } from '../../bench/paper/plan.js';
-import { best, columns, compare, type Row, worth } from '../../bench/paper/results.js';
+import { best, columns, compare, type Row, spreadOf, worth } from '../../bench/paper/results.js';
 import { composeGrid, encodePng } from '../../src/data/image-grid.js';
 import type { Depiction } from '../../src/data/world/example.js';
 import { DEMO_SUBJECT, isHeldOut } from '../../src/data/world/held-out.js';
@@ -40,7 +40,6 @@ after(async () => {
 
 test('no subject of the table was seen in pretraining, shown in the demo, or used to choose settings', () => {
   assert.equal(REPORT_SUBJECTS.length, 12);
-  assert.equal(new Set(REPORT_SUBJECTS.map(({ noun }) => noun)).size, 12);
   for (const subject of [...REPORT_SUBJECTS, ...TUNING_SUBJECTS]) {
     assert.ok(isHeldOut(subject), subject.name);
     assert.notEqual(subject.name, DEMO_SUBJECT.name);
@@ -63,7 +62,7 @@ test('every method gets the same effort: as many settings to choose from, as man
 
 test('prompts name the subject by what was trained', () => {
   const prompts = (name: string) =>
-    promptsOf(jobOf(methodNamed(name), methodNamed(name).choices[0]!, REPORT_SUBJECTS[0]!, 1, 1));
+    promptsOf(jobOf(methodNamed(name), methodNamed(name).choices[0]!, TUNING_SUBJECTS[0]!, 1, 1));
   assert.equal(prompts(BASELINE)[0], 'a sks backpack in the jungle');
   assert.equal(prompts('Custom Diffusion')[20], 'a red <new1> backpack');
   assert.equal(prompts('Textual inversion')[1], 'a <toy> in the snow');
@@ -90,19 +89,23 @@ test('a method is compared with its own baseline, subject by subject', () => {
   assert.ok(p! < 0.01);
 });
 
-test('what is chosen is worth most, likeness and alignment counted alike', () => {
+test('what is chosen is worth most, likeness and alignment counted alike however wide their judges spread them', () => {
   const row = (dino: number, clipI: number, clipT: number): Row => ({
     ...(Object.fromEntries(columns.map((c) => [c, 0])) as Row),
     dino,
     clipI,
     clipT,
   });
-  assert.ok(Math.abs(worth(row(0.8, 0.6, 0.3)) - 1) < 1e-12);
-  const choices = [row(0.9, 0.9, 0.1), row(0.7, 0.7, 0.4), row(0.2, 0.2, 0.6)].map((r) => ({
-    settings: {},
-    row: r,
-  }));
-  assert.equal(best(choices), choices[1]);
+  // By hand: deviations of (0.9, 0.5), (0.3, 0.1) and (0.70, 0.74) are 0.2, 0.1 and 0.02.
+  const pair = [row(0.9, 0.3, 0.7), row(0.5, 0.1, 0.74)];
+  const spread = spreadOf(pair);
+  const near = (found: number, wanted: number) => assert.ok(Math.abs(found - wanted) < 1e-9, `${found}`);
+  near(spread.dino, 0.2);
+  near(spread.clipI, 0.1);
+  near(spread.clipT, 0.02);
+  near(worth(pair[0]!, spread), (4.5 + 3) / 2 + 35);
+  const choices = [...pair, row(0.8, 0.25, 0.735)].map((r) => ({ settings: {}, row: r }));
+  assert.equal(best(choices, spread), choices[2]);
 });
 
 test('drawings of the subject itself are found right, those of another wrong', async () => {
@@ -123,9 +126,15 @@ test('drawings of the subject itself are found right, those of another wrong', a
     return marking.mark(job);
   };
   const [own, other] = [await draw('red-checked-star-sneaker'), await draw('black-zigzag-heart-sneaker')];
-  assert.ok(own.truth.noun > 0.9 && own.truth.colour > 0.9, JSON.stringify(own.truth));
+  assert.ok(
+    own.truth.noun > 0.9 && own.truth.colour > 0.9 && own.truth.pattern > 0.7,
+    JSON.stringify(own.truth),
+  );
   assert.ok(own.truth.scene > 0.9, JSON.stringify(own.truth));
-  assert.ok(other.truth.noun > 0.9 && other.truth.colour < 0.1, JSON.stringify(other.truth));
+  assert.ok(
+    other.truth.noun > 0.9 && other.truth.colour < 0.1 && other.truth.pattern < 0.3,
+    JSON.stringify(other.truth),
+  );
   assert.ok(own.scores.dino! > other.scores.dino! + 0.1, 'the judge sees another subject');
   assert.ok(own.scores.clipI! > other.scores.clipI!, 'CLIP sees another subject');
   const ceiling = await marking.photographs(job.subject);
