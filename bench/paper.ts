@@ -134,7 +134,13 @@ async function tune() {
     choices.set(method, own);
   }
   const spread = spreadOf([...choices.values()].flat().map(({ row }) => row));
-  const tried = new Map([...choices].map(([m, own]) => [m, { choices: own, chosen: best(own, spread) }]));
+  const tried = new Map<Method, { choices: readonly Choice[]; chosen: Choice }>();
+  // Baselines stand before what is compared with them.
+  for (const [method, own] of choices) {
+    const baseline =
+      method.baseline === undefined ? undefined : tried.get(methodNamed(method.baseline))!.chosen;
+    tried.set(method, { choices: own, chosen: best(own, spread, baseline) });
+  }
   return { tried, spread };
 }
 

@@ -39,11 +39,9 @@ export function spreadOf(rows: readonly Row[]): Spread {
   return Object.fromEntries(CHOSEN_BY.map((c) => [c, deviation(rows.map((row) => row[c]))])) as Spread;
 }
 
-/** What settings are chosen by, in standard deviations: likeness, by both judges, and text alignment count alike. */
-export function worth(row: Row, spread: Spread): number {
-  const [dino, clipI, clipT] = CHOSEN_BY.map((c) => row[c] / spread[c]) as [number, number, number];
-  return (dino + clipI) / 2 + clipT;
-}
+/** The sum of the three scores, in standard deviations. */
+export const worth = (row: Row, spread: Spread): number =>
+  CHOSEN_BY.reduce((sum, c) => sum + row[c] / spread[c], 0);
 
 /** A method's estimates over subjects, and its differences from its baseline on the same subjects. */
 export interface MethodResult {
@@ -81,5 +79,10 @@ export interface Choice {
   readonly row: Row;
 }
 
-export const best = (choices: readonly Choice[], spread: Spread): Choice =>
-  choices.reduce((a, b) => (worth(b.row, spread) > worth(a.row, spread) ? b : a));
+/** The choice of most worth: of those that are no worse than the baseline in any score or, where there are none, of all. */
+export function best(choices: readonly Choice[], spread: Spread, baseline?: Choice): Choice {
+  const better = choices.filter(({ row }) => baseline && CHOSEN_BY.every((c) => row[c] >= baseline.row[c]));
+  return (better.length > 0 ? better : choices).reduce((a, b) =>
+    worth(b.row, spread) > worth(a.row, spread) ? b : a,
+  );
+}

@@ -89,7 +89,7 @@ test('a method is compared with its own baseline, subject by subject', () => {
   assert.ok(p! < 0.01);
 });
 
-test('what is chosen is worth most, likeness and alignment counted alike however wide their judges spread them', () => {
+test('what is chosen is worth most, each score counted in its own spread, among what loses nothing to the baseline', () => {
   const row = (dino: number, clipI: number, clipT: number): Row => ({
     ...(Object.fromEntries(columns.map((c) => [c, 0])) as Row),
     dino,
@@ -103,9 +103,16 @@ test('what is chosen is worth most, likeness and alignment counted alike however
   near(spread.dino, 0.2);
   near(spread.clipI, 0.1);
   near(spread.clipT, 0.02);
-  near(worth(pair[0]!, spread), (4.5 + 3) / 2 + 35);
-  const choices = [...pair, row(0.8, 0.25, 0.735)].map((r) => ({ settings: {}, row: r }));
+  near(worth(pair[0]!, spread), 4.5 + 3 + 35);
+  const choices = [...pair, row(0.9, 0.25, 0.735), row(0.6, 0.2, 0.73)].map((r) => ({
+    settings: {},
+    row: r,
+  }));
   assert.equal(best(choices, spread), choices[2]);
+  const baseline = (...scores: [number, number, number]) => ({ settings: {}, row: row(...scores) });
+  assert.equal(best(choices, spread, baseline(0.5, 0.1, 0.74)), choices[1], 'the only one that keeps CLIP-T');
+  assert.equal(best(choices, spread, baseline(0.55, 0.2, 0.72)), choices[2], 'of two that lose nothing');
+  assert.equal(best(choices, spread, baseline(1, 0.1, 0.7)), choices[2], 'all lose something');
 });
 
 test('drawings of the subject itself are found right, those of another wrong', async () => {
