@@ -193,38 +193,34 @@ async function main(): Promise<void> {
       );
     }
   }
+  const onTuningWith = (name: string, change: Job['settings']): Job[] => {
+    const method = methodNamed(name);
+    return onTuning(method, { ...settingsOf(method), ...change });
+  };
   if (wants('ablations')) {
-    const varied = ABLATIONS.map(({ method, title, variations }) => ({
-      title: `${title}: ${method}`,
-      rows: variations.map(({ label, change }) => {
-        const m = methodNamed(method);
-        return [label, onTuning(m, { ...settingsOf(m), ...change })] as const;
-      }),
-    }));
-    await perform(
-      'ablations',
-      varied.flatMap(({ rows }) => rows.flatMap(([, jobs]) => jobs)),
-    );
     say.push('## Ablations', 'On the tuning subjects, everything else as chosen.');
-    for (const { title, rows } of varied) say.push(await variations(title, rows));
+    say.push(
+      ...(await performVariations(
+        'ablations',
+        ABLATIONS.map(({ method, title, variations }) => ({
+          title: `${title}: ${method}`,
+          rows: variations.map(({ label, change }) => [label, onTuningWith(method, change)]),
+        })),
+      )),
+    );
   }
   if (wants('curves')) {
-    const curves = CURVE_METHODS.map((name) => {
-      const m = methodNamed(name);
-      return {
-        title: `Steps: ${name}`,
-        rows: CURVE_STEPS.map((steps) => [String(steps), onTuning(m, { ...settingsOf(m), steps })] as const),
-      };
-    });
-    await perform(
-      'curves',
-      curves.flatMap(({ rows }) => rows.flatMap(([, jobs]) => jobs)),
-    );
     say.push(
       '## Learning curves',
       'On the tuning subjects; each number of steps is a run of its own, with its own schedule.',
+      ...(await performVariations(
+        'curves',
+        CURVE_METHODS.map((name) => ({
+          title: `Steps: ${name}`,
+          rows: CURVE_STEPS.map((steps) => [String(steps), onTuningWith(name, { steps })]),
+        })),
+      )),
     );
-    for (const { title, rows } of curves) say.push(await variations(title, rows));
   }
   const text = `${[
     ...say,
@@ -237,13 +233,25 @@ async function main(): Promise<void> {
   if (options.write) await writeDocsSection(SECTION, text);
 }
 
-async function variations(
-  title: string,
-  rows: readonly (readonly [string, readonly Job[]])[],
-): Promise<string> {
-  const found: [string, Row][] = [];
-  for (const [label, jobs] of rows) found.push([label, meanRow(await rowsOf(jobs))]);
-  return variationTable(title, found);
+/** What is varied in one table: the runs of each of its rows, by label. */
+interface Varied {
+  readonly title: string;
+  readonly rows: readonly (readonly [label: string, jobs: readonly Job[]])[];
+}
+
+/** Has all runs of these tables made, and writes the tables. */
+async function performVariations(phase: Phase, varied: readonly Varied[]): Promise<string[]> {
+  await perform(
+    phase,
+    varied.flatMap(({ rows }) => rows.flatMap(([, jobs]) => jobs)),
+  );
+  const tables: string[] = [];
+  for (const { title, rows } of varied) {
+    const found: [string, Row][] = [];
+    for (const [label, jobs] of rows) found.push([label, meanRow(await rowsOf(jobs))]);
+    tables.push(variationTable(title, found));
+  }
+  return tables;
 }
 
 // Workers belong to the same terminal and are interrupted with this process; a run that was not finished is done again.
