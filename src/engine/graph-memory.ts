@@ -95,7 +95,8 @@ function weightBytes(
       const packs =
         operator === 'MatMul' || operator === 'Gemm' || operator === 'Conv' || operator === 'ConvTranspose';
       if (packs && i === 1) {
-        weights += sizeOf(value);
+        // Convolutions share one kernel in blocked layout.
+        if (operator !== 'Conv' || !packed.has(value)) weights += sizeOf(value);
         packed.add(value);
       } else plain.add(value);
     }

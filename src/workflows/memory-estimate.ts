@@ -38,7 +38,7 @@ export interface MemoryEstimate {
 /** Measured: Node with the libraries loaded, the engine's thread and JavaScript's own heap. */
 const PROCESS = 140 * 2 ** 20;
 /** Measured: the share of what a phase gives back that stays with the process all the same. */
-const LEFT_OVER = 0.35;
+const LEFT_OVER = 0.1;
 
 /** What a personalisation builds. */
 export interface MemoryNeeds {
@@ -60,7 +60,6 @@ export function estimateMemory(
   const known = referencesOf(settings.objective.method === 'dpg' ? settings.objective.rewards : []);
   const programs: NamedProgram[] = [];
   const states: MemoryPart[][] = [];
-  let inPieces = false;
   for (const size of different) {
     const { micro, apply, pieces, critic } = buildStep(model, settings, size);
     const shape = [1, 3, size.height, size.width];
@@ -75,7 +74,6 @@ export function estimateMemory(
       graph ? [{ name: `${name}, ${sizeName(size)}`, memory: estimateGraphMemory(graph) }] : [],
     );
     programs.push(...added);
-    inPieces = pieces !== undefined;
     states.push(
       pieces
         ? piecewiseState(pieces, added[0]!.memory)
@@ -91,15 +89,11 @@ export function estimateMemory(
   const drawing = drawingPrograms(model, settings.resolution, settings.trainable, guided);
   // States that the policy visits are drawn between the steps, and not decoded.
   if (settings.rollouts) programs.push(...drawing.filter(({ name }) => name !== DECODER));
-  const phases = inPieces
-    ? [
-        phase('drawing', drawing, [], takingTurns(programs).flatMap(partsOf)),
-        phase('training', takingTurns(programs), state!, []),
-      ]
-    : [
-        phase('drawing', drawing, [], [...programs.flatMap(partsOf), ...state!]),
-        phase('training', programs, state!, drawing.flatMap(partsOf)),
-      ];
+  const [drawn, trained] = [takingTurns(drawing), takingTurns(programs)];
+  const phases = [
+    phase('drawing', drawn, [], [...trained.flatMap(partsOf), ...state!]),
+    phase('training', trained, state!, drawn.flatMap(partsOf)),
+  ];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
   return { phases, peak, available };
 }
@@ -113,10 +107,7 @@ interface NamedProgram {
 /** The state stands in the engine, comes out of a run as new copies, and is copied once more when it is saved. */
 const STATE_COPIES = 3;
 
-/**
- * Programs of which one runs at a time: where weights and moments are many times as large as what drawing or the encoder leave behind, they take the place of that, and
- * only the largest program's activations count.
- */
+/** One program runs at a time and gives back what its run took, so that only the largest one's activations count. */
 function takingTurns(programs: readonly NamedProgram[]): NamedProgram[] {
   const largest = Math.max(...programs.map(({ memory }) => memory.activations));
   return programs.map(({ name, memory }) => ({
@@ -242,10 +233,11 @@ function phase(
     ...more,
     { what: 'left over from before', bytes: LEFT_OVER * sumOf(others) },
   ];
-  // A program needs its activations only once it is compiled, so that the two do not add up.
+  // Nothing runs while a program is compiled, so that the two do not add up.
+  const running = Math.max(...programs.map(({ memory }) => memory.activations));
   const compiling = programs.map(({ name, memory }) => ({
-    what: `${name}: weights while compiling, beyond its activations`,
-    bytes: memory.compiling - memory.activations,
+    what: `${name}: weights while compiling, beyond activations`,
+    bytes: memory.compiling - running,
   }));
   const [largest] = compiling.sort((a, b) => b.bytes - a.bytes);
   if (largest && largest.bytes > 0) all.push(largest);
