@@ -7,11 +7,11 @@ import {
   resample,
 } from '../../src/evaluation/bootstrap.js';
 import { mean } from '../../src/evaluation/similarity.js';
-import type { Marks } from './marks.js';
+import { type Marks, truths } from './marks.js';
 import { type Job, type Method, methodNamed } from './plan.js';
 
 /** The columns of the tables. */
-export const columns = ['dino', 'clipI', 'clipT', 'diversity', 'noun', 'colour', 'pattern', 'scene'] as const;
+export const columns = ['dino', 'clipI', 'clipT', 'diversity', ...truths] as const;
 export type Column = (typeof columns)[number];
 export type Row = Record<Column, number>;
 

@@ -2,6 +2,7 @@ import { differenceText, fixed } from '../../src/evaluation/comparison-table.js'
 import type { Scores } from '../../src/evaluation/scores.js';
 import { mean } from '../../src/evaluation/similarity.js';
 import { promptsOf } from './job.js';
+import { truths } from './marks.js';
 import {
   BASELINE,
   IMAGES,
@@ -37,7 +38,6 @@ const titles: Readonly<Record<Column, string>> = {
   scene: 'scene',
 };
 const similarities: readonly Column[] = ['dino', 'clipI', 'clipT', 'diversity'];
-const truths: readonly Column[] = ['noun', 'colour', 'pattern', 'scene'];
 
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [head, head.map((_, i) => (i === 0 ? '---' : '---:')), ...rows]
@@ -45,7 +45,7 @@ const table = (head: readonly string[], rows: readonly (readonly string[])[]): s
     .join('\n');
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 const cell = (column: Column, value: number): string =>
-  truths.includes(column) ? percent(value) : fixed(value);
+  (truths as readonly Column[]).includes(column) ? percent(value) : fixed(value);
 
 /** The main table: our numbers, and the paper's beside them. */
 export function mainTable(results: readonly MethodResult[], photographs: readonly Scores[]): string {

@@ -40,6 +40,7 @@ after(async () => {
 
 test('no subject of the table was seen in pretraining, shown in the demo, or used to choose settings', () => {
   assert.equal(REPORT_SUBJECTS.length, 12);
+  assert.equal(new Set(REPORT_SUBJECTS.map(({ noun }) => noun)).size, 9);
   for (const subject of [...REPORT_SUBJECTS, ...TUNING_SUBJECTS]) {
     assert.ok(isHeldOut(subject), subject.name);
     assert.notEqual(subject.name, DEMO_SUBJECT.name);
