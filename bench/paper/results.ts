@@ -10,8 +10,10 @@ import { mean } from '../../src/evaluation/similarity.js';
 import { type Marks, truths } from './marks.js';
 import { type Job, type Method, methodNamed } from './plan.js';
 
+/** What the judges measure. */
+export const similarities = ['dino', 'clipI', 'clipT', 'diversity'] as const;
 /** The columns of the tables. */
-export const columns = ['dino', 'clipI', 'clipT', 'diversity', ...truths] as const;
+export const columns = [...similarities, ...truths] as const;
 export type Column = (typeof columns)[number];
 export type Row = Record<Column, number>;
 

@@ -2,7 +2,6 @@ import { differenceText, fixed } from '../../src/evaluation/comparison-table.js'
 import type { Scores } from '../../src/evaluation/scores.js';
 import { mean } from '../../src/evaluation/similarity.js';
 import { promptsOf } from './job.js';
-import { truths } from './marks.js';
 import {
   BASELINE,
   IMAGES,
@@ -23,6 +22,7 @@ import {
   type MethodResult,
   type Row,
   type Spread,
+  similarities,
   worth,
 } from './results.js';
 import { SHEET_PROMPTS } from './sheet.js';
@@ -37,7 +37,6 @@ const titles: Readonly<Record<Column, string>> = {
   pattern: 'pattern',
   scene: 'scene',
 };
-const similarities: readonly Column[] = ['dino', 'clipI', 'clipT', 'diversity'];
 
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [head, head.map((_, i) => (i === 0 ? '---' : '---:')), ...rows]
@@ -45,7 +44,7 @@ const table = (head: readonly string[], rows: readonly (readonly string[])[]): s
     .join('\n');
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 const cell = (column: Column, value: number): string =>
-  (truths as readonly Column[]).includes(column) ? percent(value) : fixed(value);
+  (similarities as readonly Column[]).includes(column) ? fixed(value) : percent(value);
 
 /** The main table: our numbers, and the paper's beside them. */
 export function mainTable(results: readonly MethodResult[], photographs: readonly Scores[]): string {
@@ -80,12 +79,11 @@ export function mainTable(results: readonly MethodResult[], photographs: readonl
 
 /** Differences from the baselines with their intervals. */
 export function differenceTable(results: readonly MethodResult[]): string {
-  const shown: readonly Column[] = [...similarities, ...truths];
   return table(
-    ['method', 'less', ...shown.map((c) => titles[c])],
+    ['method', 'less', ...columns.map((c) => titles[c])],
     results.flatMap(({ method, differences }) =>
       differences
-        ? [[method.name, method.baseline!, ...shown.map((c) => differenceText(differences[c]))]]
+        ? [[method.name, method.baseline!, ...columns.map((c) => differenceText(differences[c]))]]
         : [],
     ),
   );
@@ -159,11 +157,12 @@ function valueText(value: unknown): string {
     .join(' + ');
 }
 
-/** A row a variation. */
+/** A row a variation. They draw one picture a prompt, which has no diversity. */
 export function variationTable(title: string, rows: readonly (readonly [label: string, row: Row])[]): string {
+  const shown = columns.filter((c) => c !== 'diversity');
   return table(
-    [title, ...columns.map((c) => titles[c])],
-    rows.map(([label, row]) => [label, ...columns.map((c) => cell(c, row[c]))]),
+    [title, ...shown.map((c) => titles[c])],
+    rows.map(([label, row]) => [label, ...shown.map((c) => cell(c, row[c]))]),
   );
 }
 
@@ -187,7 +186,7 @@ export function sheetLegend(image: string): string {
   const prompts = promptsOf(jobOf(methodNamed(BASELINE), {}, subject!, SEEDS[0], 1));
   const shown = SHEET_PROMPTS.map((p) => `"${prompts[p]}"`).join(', ');
   return [
-    `A row a subject: one of its photographs, then for each method, in the order of the table, the first picture of the run with seed ${SEEDS[0]} for ${shown} (of a ${subject!.noun}; the others likewise). Nothing is picked by its looks.`,
+    `Three rows a subject, in the order of the table above: one of its photographs, then each method, in the order of the first table, with the first picture of its run with seed ${SEEDS[0]} for ${shown} (of a ${subject!.noun}; the others likewise). Nothing is picked by its looks.`,
     `![Every subject, every method](${image})`,
   ].join('\n\n');
 }
