@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,3 +22,14 @@ def peak_bytes():
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024
+
+
+def device_bytes():
+    """What this process holds on NVIDIA cards, by the driver; None where that cannot be asked."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        own = [int(used) for pid, used in (row.split(",") for row in rows) if int(pid) == os.getpid()]
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+    return sum(own) * 2**20 if own else None

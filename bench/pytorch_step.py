@@ -5,6 +5,7 @@ that it reads, and ends at "end". bench/run.ts starts it.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,24 +14,30 @@ import diffusers
 import peft
 import torch
 import torch.nn.functional as F
-from bench_process import peak_bytes, say
+from bench_process import device_bytes, peak_bytes, say
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 task = json.loads(sys.argv[1])
 workload = task["workload"]
 method, instances = workload["method"], workload["instances"]
-given = load_file(task["inputs"])
+device, half = task["device"], task["computeType"] == "float16"
+given = {k: t.to(device) for k, t in load_file(task["inputs"]).items()}
 folder = Path(task["model"])
 torch.set_num_threads(task["threads"])
+# What ONNX Runtime does with products of 32-bit floats, and what switches it off on both sides.
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE", "0") != "0"
+torch.backends.cudnn.benchmark = True
 diffusers.logging.set_verbosity_error()
 
 
 def load_unet():
-    half = (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    halves_stored = (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
     unet = UNet2DConditionModel.from_pretrained(
-        folder / "unet", torch_dtype=torch.float32, variant="fp16" if half else None
-    )
+        folder / "unet",
+        torch_dtype=torch.float16 if half else torch.float32,
+        variant="fp16" if halves_stored else None,
+    ).to(device)
     unet.requires_grad_(False)
     lora = workload["lora"]
     unet.add_adapter(
@@ -44,7 +51,7 @@ def load_unet():
     factors = {k.replace(".default.", "."): p for k, p in unet.named_parameters() if p.requires_grad}
     assert len(factors) == sum(k.startswith("unet.") for k in given), "the low-rank factors differ"
     for key, p in factors.items():
-        p.data.copy_(given[f"unet.{key}"])
+        p.data = given[f"unet.{key}"].clone()
     return unet, list(factors.values())
 
 
@@ -63,11 +70,12 @@ class Critic(torch.nn.Module):
 
 unet, parameters = load_unet()
 optimizer = torch.optim.AdamW(parameters, lr=task["learningRates"]["policy"], weight_decay=1e-2, **task["adamw"])
-critic = Critic()
+critic = Critic().to(device)
 critic_optimizer = torch.optim.SGD(critic.parameters(), lr=task["learningRates"]["critic"])
 scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
 betas = torch.linspace(scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, scheduler["num_train_timesteps"]) ** 2
-alphas = torch.cumprod(1 - betas, 0)
+alphas = torch.cumprod(1 - betas, 0).to(device)
+scaler = torch.amp.GradScaler(device, enabled=half)
 scaling = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
 mean, logvar, condition = given["latents.mean"], given["latents.logvar"], given["condition"]
 
@@ -85,12 +93,14 @@ def train(shared):
         posterior, noise, timesteps = given["latents.noise"], given["noise"], given["timesteps"]
     else:
         posterior, noise = torch.randn_like(mean), torch.randn_like(mean)
-        timesteps = torch.randint(0, len(alphas), (mean.shape[0],))
+        timesteps = torch.randint(0, len(alphas), (mean.shape[0],), device=device)
     clean = (mean + torch.exp(0.5 * logvar) * posterior) * scaling
     abar = alphas[timesteps].view(-1, 1, 1, 1)
     signal, spread = abar.sqrt(), (1 - abar).sqrt()
     noisy = signal * clean + spread * noise
-    prediction = unet(noisy, timesteps, condition).sample
+    with torch.autocast(device, torch.float16, enabled=half):
+        prediction = unet(noisy, timesteps, condition).sample
+    prediction = prediction.float()
     rho = None
     if method == "dpg":
         loss, rho = dpg(prediction, noisy, clean, signal, spread, timesteps)
@@ -98,9 +108,11 @@ def train(shared):
         loss = F.mse_loss(prediction[:instances], noise[:instances])
     if workload["priors"]:
         loss = loss + F.mse_loss(prediction[instances:], noise[instances:])
-    loss.backward()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     if rho is not None:
         critic.requires_grad_(True)
@@ -111,7 +123,7 @@ def train(shared):
 
 
 version = f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}"
-say(version=version)
+say(version=version, **({"card": torch.cuda.get_device_name()} if device == "cuda" else {}))
 first = True
 for line in sys.stdin:
     if line.strip() != "step":
@@ -120,4 +132,4 @@ for line in sys.stdin:
     loss = train(first)
     say(seconds=time.perf_counter() - started, loss=loss)
     first = False
-say(peakBytes=peak_bytes())
+say(peakBytes=peak_bytes(), **({"deviceBytes": device_bytes()} if device == "cuda" else {}))

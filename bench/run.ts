@@ -1,5 +1,6 @@
 // Times the training step beside PyTorch, in one run on one machine, turn by turn: on the shipped base model, or with --full on the shape of Stable Diffusion 1.5.
-// npm run bench -- [--full] [--write] [--repeats N] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into docs/benchmarks.md.
+// npm run bench -- [--full] [--device NAME] [--write] [--repeats N] [--threads N] [--model DIR] [--without-pytorch] [--profile]; --write puts the result into
+// docs/benchmarks.md. With --device it times that size on a graphics card.
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -8,9 +9,11 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { type Device, devices } from '../src/engine/device.js';
 import { createNodeEngine } from '../src/engine/node.js';
 import { PortrayalError, UsageError } from '../src/errors.js';
 import { writeSafetensorsFile } from '../src/formats/safetensors-file.js';
+import type { ComputeType } from '../src/nn/parameters.js';
 import { StableDiffusion } from '../src/pretrained/stable-diffusion.js';
 import { pretrain } from '../src/training/pretrain.js';
 import { type DocsSection, writeDocsSection } from './docs-section.js';
@@ -37,8 +40,11 @@ interface Size {
 /** One line of measurements, and how much of PyTorch's time it may take. */
 interface Case {
   readonly title: string;
-  readonly bar: number;
+  /** None where nothing was promised. */
+  readonly bar?: number;
   readonly work: StepWork | ForwardPart;
+  /** Of the denoiser; 32-bit floats where it is left out. */
+  readonly computeType?: ComputeType;
 }
 
 /** A training step. */
@@ -47,14 +53,20 @@ interface StepWork {
   readonly gradientCheckpointing: boolean;
 }
 
-function stepCase(method: Method, bar: number, gradientCheckpointing = false): Case {
+function stepCase(method: Method, bar?: number, gradientCheckpointing = false): Case {
   const name = method === 'dpg' ? 'DPG, look-forward' : 'DreamBooth';
   return {
     title: `step, ${name}${gradientCheckpointing ? ', gradient checkpointing' : ''}`,
-    bar,
+    ...(bar === undefined ? {} : { bar }),
     work: { method, gradientCheckpointing },
   };
 }
+
+const inHalves = (one: Case): Case => ({
+  ...one,
+  title: `${one.title}, half precision`,
+  computeType: 'float16',
+});
 
 const BASE: Size = {
   instances: 4,
@@ -86,13 +98,26 @@ const FULL: Size = {
   compileSeconds: 40,
   marker: 'full-size step',
 };
+/** The cases of a size that are timed on a graphics card, where the processor's bars mean nothing. */
+function onCard(size: Size): Size {
+  const steps = [stepCase('dreambooth'), stepCase('dpg')];
+  return {
+    ...size,
+    warmUp: 2,
+    repeats: 15,
+    cases: [...steps, ...steps.map(inHalves), inHalves(stepCase('dreambooth', undefined, true))],
+    marker: `${size.marker} on ${device}`,
+  };
+}
+
 /** Threads that were left spinning at the end of one side's step are asleep after this long. */
 const REST_MILLISECONDS = 100;
-const LARGEST_LOSS_DIFFERENCE = 1e-4;
+const LARGEST_LOSS_DIFFERENCE = { float32: 1e-4, float16: 1e-2 } as const;
 
 const { values: options } = parseArgs({
   options: {
     full: { type: 'boolean', default: false },
+    device: { type: 'string', default: 'cpu' },
     repeats: { type: 'string' },
     threads: { type: 'string', default: String(availableParallelism()) },
     model: { type: 'string' },
@@ -102,7 +127,11 @@ const { values: options } = parseArgs({
   },
 });
 
-const size = options.full ? FULL : BASE;
+const device = options.device as Device;
+if (!devices.includes(device))
+  throw new UsageError(`--device ${device}: expected one of ${devices.join(', ')}.`);
+const sizeOnProcessor = options.full ? FULL : BASE;
+const size = device === 'cpu' ? sizeOnProcessor : onCard(sizeOnProcessor);
 
 function count(name: 'repeats' | 'threads', least: number): number {
   const value = Number(options[name] ?? size.repeats);
@@ -113,6 +142,8 @@ function count(name: 'repeats' | 'threads', least: number): number {
 
 interface Ready {
   readonly version: string;
+  /** The graphics card's name; PyTorch's side alone says it. */
+  readonly card?: string;
   readonly buildSeconds?: number;
   readonly compileSeconds?: number;
 }
@@ -125,6 +156,8 @@ interface Step {
 }
 interface End {
   readonly peakBytes: number;
+  /** On the graphics card, by its driver. */
+  readonly deviceBytes?: number;
   /** The engine's profile, where one was asked for. */
   readonly profile?: string;
 }
@@ -224,13 +257,13 @@ async function baseModel(temporary: string, threads: number): Promise<{ path: st
 }
 
 /** What both sides of a case are told, with their inputs written where the other side finds them. */
-async function taskOf({ title, work }: Case, path: string, temporary: string) {
+async function taskOf({ title, work, computeType = 'float32' }: Case, path: string, temporary: string) {
   const model = await StableDiffusion.open(path);
   const threads = count('threads', 1);
   const inputs = join(temporary, `${title.replaceAll(/[^a-z]+/gi, '-')}.safetensors`);
   if (typeof work === 'string') {
     await writeSafetensorsFile(inputs, forwardInputs(model, work));
-    return { scripts: FORWARD_SCRIPTS, task: { model: path, inputs, threads, part: work } };
+    return { scripts: FORWARD_SCRIPTS, task: { model: path, inputs, threads, device, part: work } };
   }
   const { method, gradientCheckpointing } = work;
   const workload: Workload = {
@@ -244,7 +277,17 @@ async function taskOf({ title, work }: Case, path: string, temporary: string) {
   await writeSafetensorsFile(inputs, new Map([...batch, ...factors, ...critic]));
   return {
     scripts: STEP_SCRIPTS,
-    task: { model: path, inputs, threads, workload, gradientCheckpointing, learningRates, adamw: {} },
+    task: {
+      model: path,
+      inputs,
+      threads,
+      device,
+      computeType,
+      workload,
+      gradientCheckpointing,
+      learningRates,
+      adamw: {},
+    },
   };
 }
 
@@ -327,6 +370,7 @@ function printProfile(profile: string, steps: number): void {
   }
 }
 
+const mebibytes = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 const milliseconds = (seconds: number): string => `${(1000 * seconds).toFixed(0)} ms`;
 const spread = ({ seconds }: Side): string =>
   `${milliseconds(median(seconds))} (${milliseconds(Math.min(...seconds))} to ${milliseconds(Math.max(...seconds))})`;
@@ -350,42 +394,48 @@ function table(results: readonly Result[]): string {
     ...results.map((r) => `| ${r.title} | ratio of the medians | ${ratioOf(r)?.toFixed(2) ?? '-'} | 1 |`),
     ...row('graph build + compile', compile),
     ...row('start of the process to the end of its first run', (s) => `${s.startSeconds.toFixed(1)} s`),
-    ...row('peak memory of the process', (s) => `${(s.peakBytes / 2 ** 20).toFixed(0)} MiB`),
+    ...row('peak memory of the process', (s) => mebibytes(s.peakBytes)),
+    ...(device === 'cpu'
+      ? []
+      : row('memory on the card', ({ deviceBytes }) =>
+          deviceBytes === undefined ? undefined : mebibytes(deviceBytes),
+        )),
   ].join('\n');
 }
 
 function conditions(results: readonly Result[], modelName: string): string {
   const repeats = results[0]!.ours.seconds.length;
+  const card = results[0]!.pytorch?.card;
   const versions = [results[0]!.ours.version, results[0]!.pytorch?.version].filter((v) => v !== undefined);
   return [
     `Training steps on ${modelName}: ${size.instances} ${size.instances === 1 ? 'row' : 'rows'} of the subject and ${size.priors} of its class,`,
     `low-rank updates of rank ${size.rank} on the attention projections, forward, backward, clipping, AdamW and (DPG) the critic's step,`,
-    `float32, ${count('threads', 1)} threads each. Both sides run at the same time, turn by turn, in processes of their own;`,
+    `${device === 'cpu' ? 'float32, ' : ''}${count('threads', 1)} threads each. Both sides run at the same time, turn by turn, in processes of their own;`,
     `${repeats} steps each after ${1 + size.warmUp} to warm up.`,
-    `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GiB; ${versions.join('; ')}.`,
+    `${cpus()[0]?.model.trim() ?? 'unknown processor'}, ${availableParallelism()} processors, ${Math.round(totalmem() / 2 ** 30)} GiB;${card ? ` ${card};` : ''} ${versions.join('; ')}.`,
   ].join('\n');
 }
 
 const section: DocsSection = {
   page: 'benchmarks.md',
-  begin: `<!-- ${size.marker}: written by npm run bench -- ${options.full ? '--full ' : ''}--write -->`,
+  begin: `<!-- ${size.marker}: written by npm run bench -- ${options.full ? '--full ' : ''}${device === 'cpu' ? '' : `--device ${device} `}--write -->`,
   end: `<!-- end of the ${size.marker} -->`,
 };
 
 /** Says where a bar is missed, or where the two sides did not do the same work. */
 function verdicts(results: readonly Result[]): string[] {
   return results.flatMap((result) => {
-    const { title, bar, ours, pytorch } = result;
+    const { title, bar, ours, pytorch, computeType = 'float32' } = result;
     const found: string[] = [];
     const ratio = ratioOf(result);
-    if (ratio !== undefined && ratio > bar)
+    if (ratio !== undefined && bar !== undefined && ratio > bar)
       found.push(`${title}: the ratio ${ratio.toFixed(2)} is over ${bar}`);
     const compile = (ours.buildSeconds ?? 0) + (ours.compileSeconds ?? 0);
     if (compile > size.compileSeconds)
       found.push(`${title}: build and compile took ${compile.toFixed(1)} s, over ${size.compileSeconds} s`);
     if (pytorch) {
       const difference = Math.abs(ours.firstStep.loss / pytorch.firstStep.loss - 1);
-      if (!(difference <= LARGEST_LOSS_DIFFERENCE)) {
+      if (!(difference <= LARGEST_LOSS_DIFFERENCE[computeType])) {
         found.push(
           `${title}: the first loss, or output, is ${ours.firstStep.loss} here and ${pytorch.firstStep.loss} in PyTorch: not the same work`,
         );
@@ -410,11 +460,14 @@ async function main(): Promise<void> {
       : await baseModel(temporary, threads);
     const results: Result[] = [];
     for (const one of size.cases) {
-      results.push(await bench(one, path, temporary, python));
+      const result = await bench(one, path, temporary, python);
+      const times = [result.ours, result.pytorch].map((side) => (side ? spread(side) : '-'));
+      console.error(`${one.title}: ${times.join(' against ')}`);
+      results.push(result);
     }
     const text = [conditions(results, name), table(results)];
     const missed = verdicts(results);
-    if (options.full) {
+    if (options.full && device === 'cpu') {
       const over = await dpgOverDreamBooth(path, temporary);
       const growth = await memoryGrowth(path, temporary);
       if (over > 1.05) missed.push(`a DPG step takes ${over.toFixed(2)} of a DreamBooth step, over 1.05`);

@@ -1,18 +1,23 @@
 // One side of the benchmark of the training step: ours, in a process of its own. It prints a line of JSON when it is ready, takes one step for each line "step" that
 // it reads, and ends at "end".
 import { createInterface } from 'node:readline';
+import type { Device } from '../src/engine/device.js';
 import { createNodeEngine } from '../src/engine/node.js';
+import type { ComputeType } from '../src/nn/parameters.js';
 import { adamw } from '../src/optim/adamw.js';
 import { StableDiffusion } from '../src/pretrained/stable-diffusion.js';
 import { Random } from '../src/tensor/random.js';
 import { int64, type Tensor } from '../src/tensor/tensor.js';
+import { LossScaler } from '../src/training/loss-scaler.js';
 import { accumulatorState, buildStep, criticOptimizer } from '../src/training/personalisation-step.js';
-import { peakMemory } from './peak-memory.js';
+import { deviceMemory, peakMemory } from './peak-memory.js';
 import { learningRates, stepInputs, type Workload } from './step-inputs.js';
 
 interface Task {
   readonly model: string;
   readonly threads: number;
+  readonly device: Device;
+  readonly computeType: ComputeType;
   readonly workload: Workload;
   readonly gradientCheckpointing?: boolean;
   /** Where to write the engine's profile; none without it. */
@@ -22,8 +27,8 @@ interface Task {
 const task = JSON.parse(process.argv[2] ?? '{}') as Task;
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 
-const { workload } = task;
-const model = await StableDiffusion.open(task.model);
+const { workload, device, computeType } = task;
+const model = await StableDiffusion.open(task.model, { computeType, minimalFiltering: device === 'cpu' });
 const inputs = stepInputs(model, workload);
 const optimizer = adamw();
 
@@ -44,7 +49,7 @@ const { micro } = buildStep(model, {
   ema: false,
   optimizer,
 });
-const engine = createNodeEngine({ threads: task.threads });
+const engine = createNodeEngine({ threads: task.threads, device });
 const compiling = performance.now();
 const program = await engine.compile(micro, {
   ...(task.profilePrefix === undefined ? {} : { profilePrefix: task.profilePrefix }),
@@ -95,12 +100,18 @@ for await (const line of createInterface({ input: process.stdin })) {
       ...batchOf(step),
       ...optimizer.feeds(step, learningRates.policy),
       ...(workload.method === 'dpg' ? criticOptimizer.feeds(step, learningRates.critic) : {}),
+      ...(computeType === 'float16' ? LossScaler.start().feeds() : {}),
     },
     state,
   );
   const seconds = (performance.now() - started) / 1000;
   say({ seconds, loss: results.loss!.data[0], residentBytes: process.memoryUsage.rss() });
 }
+const onCard = device === 'cpu' ? undefined : deviceMemory();
 const profile = await program.release();
-say({ peakBytes: peakMemory(), ...(profile === undefined ? {} : { profile }) });
+say({
+  peakBytes: peakMemory(),
+  ...(onCard === undefined ? {} : { deviceBytes: onCard }),
+  ...(profile === undefined ? {} : { profile }),
+});
 await engine.close();

@@ -5,7 +5,7 @@ export const devices: readonly Device[] = ['cpu', 'cuda', 'webgpu', 'dml', 'core
 
 /** What each device needs that this package does not bring. */
 const needs: Readonly<Record<Exclude<Device, 'cpu'>, string>> = {
-  cuda: 'It needs Linux on x64, an NVIDIA driver, CUDA 12, cuDNN 9, and libraries that "ONNXRUNTIME_NODE_INSTALL=cuda12 node node_modules/onnxruntime-node/script/install.js" downloads.',
+  cuda: 'It needs Linux on x64, an NVIDIA driver, CUDA 13, cuDNN 9, and libraries that "ONNXRUNTIME_NODE_INSTALL=cuda12 node node_modules/onnxruntime-node/script/install.js" downloads.',
   webgpu:
     'It needs a graphics driver: Vulkan with its loader (libvulkan1) on Linux x64, Direct3D 12 on Windows, Metal on macOS.',
   dml: 'DirectML is there on Windows only.',

@@ -49,6 +49,8 @@ async function compile(request: Compile): Promise<undefined> {
     extra: { session },
     ...(request.profilePrefix ? { enableProfiling: true, profileFilePrefix: request.profilePrefix } : {}),
   };
+  // For what is logged before a session has its own level; read when the first is made.
+  ort.env.logLevel = 'fatal';
   // A device that is not there throws, although the processor is listed after it.
   const created = ort.InferenceSession.create(request.bytes, options).catch((error: unknown) => {
     if (device === 'cpu') throw error;

@@ -129,7 +129,7 @@ export function clipLayer(scope: Scope, config: ClipLayerConfig, x: Value, mask?
  * cases, as it is part of the names that other tools look for.
  */
 function withOrWithoutPrefix(scope: Scope): Scope {
-  const { source, path, computeType } = scope;
+  const { source, path, computation } = scope;
   const prefixed = scope.at('text_model');
   if (!scope.has('embeddings.token_embedding.weight')) return prefixed;
   const stored = (name: string): string => `${path}${path && '.'}${name.slice(prefixed.path.length + 1)}`;
@@ -140,7 +140,7 @@ function withOrWithoutPrefix(scope: Scope): Scope {
       addedRows: (name, table) => source.addedRows?.(name, table),
     },
     prefixed.path,
-    computeType,
+    computation,
   );
 }
 

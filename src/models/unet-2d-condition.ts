@@ -101,7 +101,7 @@ export function unet2DCondition(
   const last = blockOutChannels.length - 1;
   const conditions: Conditions = {
     time: embedTime(scope, config, inputs),
-    context: cast(inputs.encoderHiddenStates, scope.computeType),
+    context: cast(inputs.encoderHiddenStates, scope.computation.type),
     recompute: options.gradientCheckpointing ?? false,
   };
 

@@ -29,7 +29,8 @@ export function conv2d(scope: Scope, image: Value, options: Conv2dOptions): Valu
   const x = cast(image, weight.dtype);
   const whole = stride === 1 && 2 * Number(padding) === kernel - 1;
   let y: Value;
-  if (whole && kernel === 3 && isLarge(x, weight)) y = winogradConv2d(x, weight, bias);
+  if (whole && kernel === 3 && scope.computation.minimalFiltering && isLarge(x, weight))
+    y = winogradConv2d(x, weight, bias);
   else if (whole && kernel === 1 && weight.size >= LARGE_MATRIX && isFrozen(weight))
     y = pointwise(x, weight, bias);
   else y = convolve(x, weight, bias, { stride, padding });

@@ -9,6 +9,15 @@ import type { Shape } from '../tensor/tensor.js';
  */
 export type ComputeType = 'float32' | 'float16';
 
+/** How the layers of a network are written. */
+export interface Computation {
+  readonly type: ComputeType;
+  /** Whether wide 3x3 kernels go by minimal filtering: fewer multiplications for a processor, but many small operations in place of one that a graphics card is made for. */
+  readonly minimalFiltering: boolean;
+}
+
+const ON_PROCESSOR: Computation = { type: 'float32', minimalFiltering: true };
+
 /** How a parameter starts when a model is trained from nothing. `uniform` draws from [-bound, bound]. */
 export type Initializer =
   | { readonly kind: 'zeros' }
@@ -62,23 +71,23 @@ export class DerivedParameters implements ParameterSource {
 export class Scope {
   readonly source: ParameterSource;
   readonly path: string;
-  /** What the model computes in. Layers follow the types of what they are given; only those that read `weight` bring in this one. */
-  readonly computeType: ComputeType;
+  /** Layers follow the types of what they are given; only those that read `weight` bring in this one's. */
+  readonly computation: Computation;
 
-  constructor(source: ParameterSource, path = '', computeType: ComputeType = 'float32') {
+  constructor(source: ParameterSource, path = '', computation = ON_PROCESSOR) {
     this.source = source;
     this.path = path;
-    this.computeType = computeType;
+    this.computation = computation;
   }
 
   /** The place below this one: `scope.at('resnets', 0)`. */
   at(...segments: readonly (string | number)[]): Scope {
-    return new Scope(this.source, this.#join(segments), this.computeType);
+    return new Scope(this.source, this.#join(segments), this.computation);
   }
 
   /** A parameter in the type that the model computes in. */
   weight(name: string, shape: Shape, init: Initializer): Value {
-    return cast(this.parameter(name, shape, init), this.computeType);
+    return cast(this.parameter(name, shape, init), this.computation.type);
   }
 
   /** A parameter in float32. */

@@ -17,7 +17,13 @@ import {
   unet2DCondition,
 } from '../models/unet-2d-condition.js';
 import { FixedLora, LoraParameters } from '../nn/lora.js';
-import { type ComputeType, InputParameters, type ParameterSource, Scope } from '../nn/parameters.js';
+import {
+  type Computation,
+  type ComputeType,
+  InputParameters,
+  type ParameterSource,
+  Scope,
+} from '../nn/parameters.js';
 import { AddedRows, VariableWeights } from '../nn/variables.js';
 import { cast } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
@@ -62,6 +68,8 @@ export interface ModelOptions {
    * float32: in halves that of SDXL overflows, and it takes a small part of the time.
    */
   readonly computeType?: ComputeType | undefined;
+  /** Whether wide convolutions are written with fewer multiplications, as suits a processor; yes by default. Graphics cards are faster with the convolutions as they are. */
+  readonly minimalFiltering?: boolean | undefined;
 }
 
 const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
@@ -125,8 +133,8 @@ export class StableDiffusion {
     readonly warnings: readonly string[],
     private readonly textEncoders: readonly TextEncoder[],
     private readonly weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
-    /** What the denoiser and the text encoders compute in. */
-    readonly computeType: ComputeType,
+    /** How the denoiser and the text encoders are written. */
+    private readonly computation: Computation,
     /** Words that it has beside those of its vocabulary. */
     readonly words: readonly NewWord[] = [],
   ) {}
@@ -137,12 +145,13 @@ export class StableDiffusion {
    * @param options.variant the weights to take where a folder has both; the full ones by default.
    * @param options.predictionType what the denoiser predicts, where the model does not say it, or says it wrongly.
    * @param options.computeType what the denoiser and the text encoders compute in.
+   * @param options.minimalFiltering whether it will run on a processor, which saves multiplications that way.
    * @throws ModelError naming the file, when the path is not a model, or one with parts, settings or weights that cannot be used.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<StableDiffusion> {
     const folder = await openModel(path, options.predictionType);
     const kind = pipelineKinds[folder.pipeline];
-    const { variant, computeType = 'float32' } = options;
+    const { variant, computeType: type = 'float32', minimalFiltering = true } = options;
     const { unet, vae, scheduler } = folder.components;
     const unetConfig = readUNet2DConditionConfig(unet.config);
     const vaeConfig = readAutoencoderKLConfig(vae.config);
@@ -167,10 +176,15 @@ export class StableDiffusion {
       warning === undefined ? [] : [warning],
       textEncoders,
       weights,
-      computeType,
+      { type, minimalFiltering },
     );
     model.#checkWeights();
     return model;
+  }
+
+  /** What the denoiser and the text encoders compute in. */
+  get computeType(): ComputeType {
+    return this.computation.type;
   }
 
   /** The weights of each component with weights. */
@@ -275,7 +289,7 @@ export class StableDiffusion {
     weights: Readonly<Record<'unet' | 'vae', WeightSet>>,
     words: readonly NewWord[],
   ): StableDiffusion {
-    const { folder, unetConfig, vaeConfig, scheduler, zerosForEmptyPrompt, warnings, computeType } = this;
+    const { folder, unetConfig, vaeConfig, scheduler, zerosForEmptyPrompt, warnings, computation } = this;
     return new StableDiffusion(
       folder,
       unetConfig,
@@ -285,7 +299,7 @@ export class StableDiffusion {
       warnings,
       textEncoders,
       weights,
-      computeType,
+      computation,
       words,
     );
   }
@@ -359,12 +373,17 @@ export class StableDiffusion {
 
   /** Pictures [B, 3, R, R] in [-1, 1] to the posterior over unscaled latents. */
   encoder(graph: Graph, pixels: Value): LatentMoments {
-    return encodeLatents(new Scope(weightSource(graph, this.weights.vae)), this.vaeConfig, pixels);
+    return encodeLatents(this.#autoencoder(graph), this.vaeConfig, pixels);
   }
 
   /** Unscaled latents to pictures [B, 3, R, R], about [-1, 1]. */
   decoder(graph: Graph, latents: Value): Value {
-    return decodeLatents(new Scope(weightSource(graph, this.weights.vae)), this.vaeConfig, latents);
+    return decodeLatents(this.#autoencoder(graph), this.vaeConfig, latents);
+  }
+
+  #autoencoder(graph: Graph): Scope {
+    const { minimalFiltering } = this.computation;
+    return new Scope(weightSource(graph, this.weights.vae), '', { type: 'float32', minimalFiltering });
   }
 
   /**
@@ -464,7 +483,7 @@ export class StableDiffusion {
         source = new LoraParameters(source, factors, { rank, alpha, targets: (path) => targets.test(path) });
       }
     }
-    const result = build(new Scope(source, '', this.computeType));
+    const result = build(new Scope(source, '', this.computation));
     const all = [factors, weights, rows].flatMap((kind) => [...kind.values.values()]);
     return {
       result,

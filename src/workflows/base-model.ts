@@ -1,3 +1,4 @@
+import type { Device } from '../engine/device.js';
 import type { PredictionType } from '../pretrained/architectures.js';
 import { type LocatedModel, locateModel } from '../pretrained/model-reference.js';
 import { StableDiffusion } from '../pretrained/stable-diffusion.js';
@@ -19,6 +20,8 @@ export interface BaseModelOptions {
   readonly variant?: Variant | undefined;
   /** What the denoiser and the text encoders compute in. Default "no": float32. */
   readonly mixedPrecision?: MixedPrecision;
+  /** Where it will run, which decides how it is written. Default "cpu". */
+  readonly device?: Device | undefined;
   /** Opens no connection: a model of the hub has to be in its cache. */
   readonly offline?: boolean | undefined;
   readonly onEvent?: TrainingListener | undefined;
@@ -46,10 +49,15 @@ export function locateBaseModel({
 export async function openBaseModel(
   options: BaseModelOptions,
 ): Promise<{ model: StableDiffusion; located: LocatedModel }> {
-  const { variant, predictionType, mixedPrecision = 'no', onEvent } = options;
+  const { variant, predictionType, mixedPrecision = 'no', device = 'cpu', onEvent } = options;
   const computeType = computeTypeOf(mixedPrecision);
   const located = await locateBaseModel(options);
-  const model = await StableDiffusion.open(located.path, { variant, predictionType, computeType });
+  const model = await StableDiffusion.open(located.path, {
+    variant,
+    predictionType,
+    computeType,
+    minimalFiltering: device === 'cpu',
+  });
   for (const message of model.warnings) onEvent?.({ kind: 'warning', message });
   return { model, located };
 }

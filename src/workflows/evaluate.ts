@@ -108,6 +108,7 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateResult
       folder: join(output, evaluationFiles.pictures),
       ...(options.model === undefined ? {} : { model: options.model }),
       ...(options.resolution === undefined ? {} : { resolution: options.resolution }),
+      ...(options.device === undefined ? {} : { device: options.device }),
       ...(onEvent ? { onEvent } : {}),
       ...(options.signal ? { signal: options.signal } : {}),
     });

@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { encodePng } from '../data/image-grid.js';
 import { subjectName } from '../data/prompts.js';
+import type { Device } from '../engine/device.js';
 import type { Engine } from '../engine/engine.js';
 import { CancelledError, InputError } from '../errors.js';
 import { contentDigest } from '../evaluation/embedding-cache.js';
@@ -33,6 +34,8 @@ export interface EvaluationDrawing {
   /** In place of the runs' own. */
   readonly model?: string;
   readonly resolution?: number;
+  /** Where the engine runs. Default "cpu". */
+  readonly device?: Device;
   readonly onEvent?: TrainingListener;
   readonly signal?: AbortSignal;
 }
@@ -75,7 +78,7 @@ export async function drawMissingPictures(
   );
   let there = 0;
   const missing = new Map<Task, number[]>();
-  const bases = new BaseModels(options.model);
+  const bases = new BaseModels(options);
   for (const task of tasks) {
     const record = await readRunRecord(task.run);
     await describe(task, record, await storedLearnt(record, await bases.of(record)), options);
@@ -154,14 +157,21 @@ class BaseModels {
   #key = '';
   #model: StableDiffusion | undefined;
 
-  /** @param instead of the runs' own. */
-  constructor(private readonly instead: string | undefined) {}
+  readonly #instead: string | undefined;
+  readonly #device: Device | undefined;
+
+  constructor({ model, device }: Pick<EvaluationDrawing, 'model' | 'device'>) {
+    this.#instead = model;
+    this.#device = device;
+  }
 
   async of({ model, variant, predictionType }: RunRecord): Promise<StableDiffusion> {
-    const path = this.instead ?? model;
+    const path = this.#instead ?? model;
     const key = JSON.stringify([path, variant, predictionType]);
     if (!this.#model || key !== this.#key) {
-      this.#model = (await openBaseModel({ model: path, variant, predictionType })).model;
+      this.#model = (
+        await openBaseModel({ model: path, variant, predictionType, device: this.#device })
+      ).model;
       this.#key = key;
     }
     return this.#model;

@@ -5,6 +5,7 @@ import { after, before, suite, type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Critic } from '../../src/algorithms/critic.js';
 import { gradients } from '../../src/autodiff/gradient.js';
+import type { Device } from '../../src/engine/device.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { EngineError } from '../../src/errors.js';
@@ -87,18 +88,29 @@ function feedsFor(graph: Graph, given: ReadonlySet<string> = new Set()): Record<
 
 const path = fileURLToPath(goldenPath('models/sd1-tiny'));
 
-suite('WebGPU against the processor', () => {
+/** A device as the engine knows it, and the execution provider that runs its part of a graph. */
+export interface TestedDevice {
+  readonly device: Device;
+  readonly provider: string;
+}
+
+/** Declares the suite that compares a device with the processor. */
+export function compareWithProcessor({ device, provider }: TestedDevice): void {
+  suite(`${device} against the processor`, () => suiteOf(device, provider));
+}
+
+function suiteOf(device: Device, provider: string): void {
   let model: StableDiffusion;
   let processor: Engine;
-  let webgpu: Engine;
+  let tested: Engine;
   before(async () => {
     model = await StableDiffusion.open(path);
     processor = createNodeEngine({ threads: 1 });
-    webgpu = createNodeEngine({ threads: 1, device: 'webgpu' });
+    tested = createNodeEngine({ threads: 1, device });
   });
   after(async () => {
     await processor.close();
-    await webgpu.close();
+    await tested.close();
   });
 
   /** The model in half precision, or undefined where the device has no 16-bit floats, which the test then says. */
@@ -107,7 +119,7 @@ suite('WebGPU against the processor', () => {
     const x = graph.input('x', 'float32', [2]);
     graph.output('half', cast(mul(cast(x, 'float16'), 0.5), 'float32'));
     try {
-      const { half } = await (await webgpu.compile(graph)).run({ x: float32([2], [1, 2]) });
+      const { half } = await (await tested.compile(graph)).run({ x: float32([2], [1, 2]) });
       assert.deepEqual([...(half!.data as Float32Array)], [0.5, 1]);
     } catch (error) {
       if (!(error instanceof EngineError) || !/cannot compute in half precision/.test(error.message))
@@ -121,7 +133,7 @@ suite('WebGPU against the processor', () => {
   async function compare(graph: Graph): Promise<void> {
     const feeds = feedsFor(graph);
     const expected = await (await processor.compile(graph)).run(feeds);
-    const found = await (await webgpu.compile(graph)).run(feeds);
+    const found = await (await tested.compile(graph)).run(feeds);
     for (const [name, value] of Object.entries(expected)) {
       const apart = difference(value, found[name]!);
       assert.ok(apart <= TOLERANCE, `${name}: ${apart}`);
@@ -199,7 +211,7 @@ suite('WebGPU against the processor', () => {
       return { losses, end, file: await program.release() };
     };
     const expected = await run(processor);
-    const found = await run(webgpu, profile);
+    const found = await run(tested, profile);
     for (const [i, loss] of expected.losses.entries()) {
       const apart = difference(loss, found.losses[i]!);
       assert.ok(apart <= TOLERANCE, `loss of step ${i + 1}: ${apart}`);
@@ -209,7 +221,7 @@ suite('WebGPU against the processor', () => {
       assert.ok(apart <= TOLERANCE, `${name}: ${apart}`);
     }
 
-    await assertOnDevice(found.file!);
+    await assertOnDevice(found.file!, provider);
   });
 
   test('attention over many tokens, forwards and backwards', async (t) => {
@@ -229,7 +241,7 @@ suite('WebGPU against the processor', () => {
     if (!(await halfModel(t))) return;
     const feeds = feedsFor(graphOf('float32'));
     const expected = await (await processor.compile(graphOf('float32'))).run(feeds);
-    const found = await (await webgpu.compile(graphOf('float16'))).run(feeds);
+    const found = await (await tested.compile(graphOf('float16'))).run(feeds);
     for (const [name, value] of Object.entries(expected)) {
       const apart = relativeL2([value], [found[name]!]);
       assert.ok(apart <= HALF_TOLERANCE, `${name}: ${apart}`);
@@ -252,7 +264,7 @@ suite('WebGPU against the processor', () => {
     };
     const feeds = feedsFor(graphOf(model));
     const expected = await (await processor.compile(graphOf(model))).run(feeds);
-    const found = await (await webgpu.compile(graphOf(half))).run(feeds);
+    const found = await (await tested.compile(graphOf(half))).run(feeds);
     for (const [name, value] of Object.entries(expected)) {
       const apart = relativeL2([value], [found[name]!]);
       assert.ok(apart > 0 && apart <= HALF_TOLERANCE, `${name}: ${apart}`);
@@ -325,7 +337,7 @@ suite('WebGPU against the processor', () => {
       return { results, gradients, file: await program.release() };
     };
     const expected = await run(processor, full);
-    const found = await run(webgpu, half);
+    const found = await run(tested, half);
     assert.equal(found.results.overflowed!.data[0], 0);
     const loss = relativeL2([expected.results.loss!], [found.results.loss!]);
     assert.ok(loss <= HALF_TOLERANCE, `loss: ${loss}`);
@@ -334,14 +346,14 @@ suite('WebGPU against the processor', () => {
     t.diagnostic(
       `relative L2 error of the loss ${loss.toExponential(1)}, of the gradients ${gradient.toExponential(1)}`,
     );
-    await assertOnDevice(found.file!);
+    await assertOnDevice(found.file!, provider);
   }
-});
+}
 
 /** Not the processor in the device's name. */
-async function assertOnDevice(profile: string): Promise<void> {
+async function assertOnDevice(profile: string, provider: string): Promise<void> {
   const ran = await providers(profile);
-  const share = (ran.get('WebGpuExecutionProvider') ?? 0) / [...ran.values()].reduce((sum, n) => sum + n, 0);
+  const share = (ran.get(provider) ?? 0) / [...ran.values()].reduce((sum, n) => sum + n, 0);
   assert.ok(
     share > 0.9,
     `the device ran ${(100 * share).toFixed()} % of the nodes: ${JSON.stringify([...ran])}`,

@@ -1,4 +1,5 @@
-// Ends well where WebGPU can add two numbers, and says why where it cannot.
+// Ends well where the device of the first argument can add two numbers, and says why where it cannot.
+import type { Device } from '../../src/engine/device.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { add } from '../../src/onnx/elementwise.js';
 import { Graph } from '../../src/onnx/graph.js';
@@ -7,7 +8,7 @@ import { float32 } from '../../src/tensor/tensor.js';
 const graph = new Graph('sum');
 const x = graph.input('x', 'float32', [2]);
 graph.output('sum', add(x, x));
-const engine = createNodeEngine({ device: 'webgpu' });
+const engine = createNodeEngine({ device: process.argv[2] as Device });
 try {
   const { sum } = await (await engine.compile(graph)).run({ x: float32([2], [1, 2]) });
   if (String(sum!.data) !== '2,4') throw new Error(`1 + 1, 2 + 2 gave ${sum!.data}`);

@@ -1,5 +1,5 @@
-// Compares WebGPU with the processor, where there is a graphics driver: a real one, or one in software. Run: npm run test:webgpu. A driver has to be named in the
-// environment before a process starts, so each way of finding one is tried in a process of its own.
+// Compares a device with the processor, where there is one. Run: npm run test:webgpu, where there is a graphics driver: a real one, or one in software; npm run test:cuda,
+// where there is an NVIDIA card. A driver has to be named in the environment before a process starts, so each way of finding one is tried in a process of its own.
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -31,16 +31,31 @@ const inSoftware: readonly Driver[] = [
     },
   },
 ];
-const drivers: readonly Driver[] = [
-  { name: 'driver of this machine', variables: {} },
-  ...inSoftware.filter(({ variables }) => existsSync(variables.VK_ICD_FILENAMES!)),
-];
+const ofThisMachine: Driver = { name: 'driver of this machine', variables: {} };
+
+const waysTo: Readonly<
+  Record<string, { readonly drivers: () => readonly Driver[]; readonly remedy: string }>
+> = {
+  webgpu: {
+    drivers: () => [
+      ofThisMachine,
+      ...inSoftware.filter(({ variables }) => existsSync(variables.VK_ICD_FILENAMES!)),
+    ],
+    remedy:
+      'On Debian, "apt-get install mesa-vulkan-drivers" brings one in software, of Mesa 25 or newer (for Debian 12 from bookworm-backports); chromium brings one too, without 16-bit floats.',
+  },
+  cuda: { drivers: () => [ofThisMachine], remedy: 'README.md says what CUDA needs.' },
+};
+
+const device = process.argv[2] ?? '';
+const way = waysTo[device];
+if (!way) throw new Error(`expected one of ${Object.keys(waysTo).join(', ')}, got "${device}"`);
 
 const environment = ({ variables }: Driver) => ({ ...process.env, ...variables });
 
 const reasons: string[] = [];
-const found = drivers.find((driver) => {
-  const { status, stderr, signal } = spawnSync(process.execPath, [here('./probe.js')], {
+const found = way.drivers().find((driver) => {
+  const { status, stderr, signal } = spawnSync(process.execPath, [here('./probe.js'), device], {
     env: environment(driver),
     encoding: 'utf8',
   });
@@ -51,13 +66,11 @@ const found = drivers.find((driver) => {
 
 if (found === undefined) {
   process.stdout.write(
-    `skipped: WebGPU finds no graphics driver here.\n${reasons.join('\n')}\n` +
-      'On Debian, "apt-get install mesa-vulkan-drivers" brings one in software, of Mesa 25 or newer (for Debian 12 from bookworm-backports); chromium brings one too, without 16-bit floats.\n' +
-      '0 passed, 0 failed, 1 skipped\n',
+    `skipped: ${device} finds no driver here.\n${reasons.join('\n')}\n${way.remedy}\n0 passed, 0 failed, 1 skipped\n`,
   );
 } else {
-  process.stdout.write(`WebGPU by the ${found.name}\n`);
-  const { status } = spawnSync(process.execPath, ['--test', '--test-reporter=spec', here('./parity.js')], {
+  process.stdout.write(`${device} by the ${found.name}\n`);
+  const { status } = spawnSync(process.execPath, ['--test', '--test-reporter=spec', here(`./${device}.js`)], {
     env: environment(found),
     stdio: 'inherit',
   });

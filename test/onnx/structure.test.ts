@@ -6,7 +6,7 @@ import { multiHeadAttention } from '../../src/nn/attention.js';
 import { conv2d as conv } from '../../src/nn/conv2d.js';
 import { linear } from '../../src/nn/linear.js';
 import { addLora, LoraParameters } from '../../src/nn/lora.js';
-import { InputParameters, type ParameterSource, Scope } from '../../src/nn/parameters.js';
+import { type Computation, InputParameters, type ParameterSource, Scope } from '../../src/nn/parameters.js';
 import { conv2d } from '../../src/onnx/conv.js';
 import { add, gelu, mul, silu, square } from '../../src/onnx/elementwise.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
@@ -136,20 +136,27 @@ suite('structure of graphs', () => {
   });
 
   test('a frozen 3x3 kernel of many channels at many places: minimal filtering, forwards and back, with one transformed kernel', () => {
-    const build = (channels: number, side: number): Graph => {
+    const build = (channels: number, side: number, computation?: Computation): Graph => {
       const graph = new Graph('minimal_filtering');
       const kernel = { path: 'weights', offset: 0 };
       const source: ParameterSource = {
         parameter: (name, shape) => graph.external(name, 'float32', shape, kernel),
       };
       const x = graph.input('x', 'float32', [2, channels, side, side]);
-      const y = conv(new Scope(source), x, { in: channels, out: channels, kernel: 3, padding: 1 });
+      const y = conv(new Scope(source, '', computation), x, {
+        in: channels,
+        out: channels,
+        kernel: 3,
+        padding: 1,
+      });
       const [dx] = gradients(sum(square(y)), [x]);
       outputs(graph, { dx: dx! });
       return graph;
     };
     assert.ok(!operatorsOf(build(256, 16)).includes('MatMul'), 'too few places');
     assert.ok(!operatorsOf(build(128, 32)).includes('MatMul'), 'too few channels');
+    const onCard: Computation = { type: 'float32', minimalFiltering: false };
+    assert.ok(!operatorsOf(build(256, 32, onCard)).includes('MatMul'), 'for a graphics card');
     matchSnapshot('minimal-filtering', printGraph(build(256, 32)));
   });
 

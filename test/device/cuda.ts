@@ -1,0 +1,3 @@
+import { compareWithProcessor } from './parity.js';
+
+compareWithProcessor({ device: 'cuda', provider: 'CUDAExecutionProvider' });
