@@ -21,7 +21,7 @@ interface Task {
 const { model: path, threads, device, part } = JSON.parse(process.argv[2] ?? '{}') as Task;
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 
-const model = await StableDiffusion.open(path, { minimalFiltering: device === 'cpu' });
+const model = await StableDiffusion.open(path, { device });
 const feeds = Object.fromEntries(forwardInputs(model, part));
 
 const building = performance.now();

@@ -26,7 +26,7 @@ given = {k: t.to(device) for k, t in load_file(task["inputs"]).items()}
 folder = Path(task["model"])
 torch.set_num_threads(task["threads"])
 # What ONNX Runtime does with products of 32-bit floats, and what switches it off on both sides.
-torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE", "0") != "0"
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 torch.backends.cudnn.benchmark = True
 diffusers.logging.set_verbosity_error()
 

@@ -28,7 +28,7 @@ const task = JSON.parse(process.argv[2] ?? '{}') as Task;
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 
 const { workload, device, computeType } = task;
-const model = await StableDiffusion.open(task.model, { computeType, minimalFiltering: device === 'cpu' });
+const model = await StableDiffusion.open(task.model, { computeType, device });
 const inputs = stepInputs(model, workload);
 const optimizer = adamw();
 

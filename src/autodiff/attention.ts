@@ -1,4 +1,4 @@
-import { ATTENTION_TILE, attentionTile, byHead, byToken, equalParts } from '../onnx/attention.js';
+import { attentionTile, byHead, byToken, equalParts, tileOf } from '../onnx/attention.js';
 import { add, cast, mul, neg } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { matmul } from '../onnx/linalg.js';
@@ -20,6 +20,7 @@ export const attentionRules = {
     const part = (i: number) => () => {
       made ??= attentionGradients(c.grad, [operand(c, 0), operand(c, 1), operand(c, 2)], c.outputs[0]!, {
         heads: intAttribute(c.attributes, 'num_heads'),
+        tile: tileOf(c.attributes),
       });
       return made[i]!;
     };
@@ -37,7 +38,7 @@ export function attentionGradients(
   grad: Value,
   [q, k, v]: readonly [Value, Value, Value],
   output: Value,
-  { heads, tile = ATTENTION_TILE }: { readonly heads: number; readonly tile?: number },
+  { heads, tile }: { readonly heads: number; readonly tile: number },
 ): readonly Value[] {
   const [batch, queries, width] = q.shape as [number, number, number];
   const keys = k.shape[1]!;

@@ -94,14 +94,6 @@ function silenceTelemetry(): void {
 }
 
 /**
- * NVIDIA's libraries round the factors of products and convolutions of 32-bit floats to 19 bits (TF32) unless this is 0 when they are loaded; ONNX Runtime has them do so
- * and takes no option from Node. A number that is set already stays.
- */
-function exactProducts(): void {
-  process.env.NVIDIA_TF32_OVERRIDE ??= '0';
-}
-
-/**
  * What WebGPU wants written otherwise. It promises 8 storage buffers to a shader, the whole and seven pieces of it, and the runtime does not look at this limit when it
  * splits. The runtime's fused attention was wrong by some percent on the drivers that were tried, in 32-bit floats too, and never came to an end in halves.
  */
@@ -124,7 +116,6 @@ class NodeEngine implements Engine {
     this.#threads = threads;
     this.#device = device;
     silenceTelemetry();
-    if (device === 'cuda') exactProducts();
     this.#worker = new Worker(new URL('./node-worker.js', import.meta.url));
     this.#worker.on('message', (reply: Reply) => {
       const waiting = this.#waiting.get(reply.id);

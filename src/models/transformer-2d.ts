@@ -62,5 +62,9 @@ function crossAttention(scope: Scope, x: Value, context: Value, heads: number): 
   const q = linear(scope.at('to_q'), x, { in: dim, out: dim, bias: false });
   const k = linear(scope.at('to_k'), context, { in: contextDim, out: dim, bias: false });
   const v = linear(scope.at('to_v'), context, { in: contextDim, out: dim, bias: false });
-  return linear(scope.at('to_out', 0), multiHeadAttention(q, k, v, { heads }), { in: dim, out: dim });
+  return linear(
+    scope.at('to_out', 0),
+    multiHeadAttention(q, k, v, { heads, tile: scope.computation.attentionTile }),
+    { in: dim, out: dim },
+  );
 }

@@ -8,17 +8,17 @@ const LARGE = 1 << 20;
 
 /**
  * Scaled dot-product attention in several heads (Vaswani et al., arXiv 1706.03762, section 3.2.2) of queries [B, T, H*D] over keys and values [B, S, H*D], all
- * already projected; gives [B, T, H*D]. `mask` is added to the scores and broadcasts to [B, H, T, S].
+ * already projected; gives [B, T, H*D]. `mask` is added to the scores and broadcasts to [B, H, T, S]; `tile` is that of `fusedAttention`.
  */
 export function multiHeadAttention(
   q: Value,
   k: Value,
   v: Value,
-  options: { heads: number; mask?: Value },
+  options: { readonly heads: number; readonly mask?: Value; readonly tile?: number | undefined },
 ): Value {
-  const { heads, mask } = options;
+  const { heads, mask, tile } = options;
   const scores = q.shape[0]! * heads * q.shape[1]! * k.shape[1]!;
-  if (!mask && scores > LARGE) return fusedAttention(q, k, v, heads);
+  if (!mask && scores > LARGE) return fusedAttention(q, k, v, heads, tile);
   const mixed = attention(
     splitHeads(q, heads),
     splitHeads(k, heads),

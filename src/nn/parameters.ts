@@ -14,6 +14,8 @@ export interface Computation {
   readonly type: ComputeType;
   /** Whether wide 3x3 kernels go by minimal filtering: fewer multiplications for a processor, but many small operations in place of one that a graphics card is made for. */
   readonly minimalFiltering: boolean;
+  /** How many scores of attention are held at once in the backward pass; what suits a processor where it is left out. Larger tiles make fewer nodes, which is what costs a graphics card time. */
+  readonly attentionTile?: number;
 }
 
 const ON_PROCESSOR: Computation = { type: 'float32', minimalFiltering: true };

@@ -1,14 +1,15 @@
 import { cast, mul } from './elementwise.js';
-import { Graph, GraphError, type Node, type Value } from './graph.js';
+import { type Attributes, Graph, GraphError, type Node, type Value } from './graph.js';
 import { matmul } from './linalg.js';
 import { concat, matrixTranspose, reshape, split, transpose } from './movement.js';
 import { softmax } from './norm.js';
 
 /**
  * Scaled dot-product attention in several heads (Vaswani et al., arXiv 1706.03762, section 3.2.2) as one operator that never holds the scores of all queries over
- * all keys: queries [B, T, H*D] over keys [B, S, H*D] and values [B, S, H*E], already projected; gives [B, T, H*E]. Scores are scaled by 1 / sqrt(D).
+ * all keys: queries [B, T, H*D] over keys [B, S, H*D] and values [B, S, H*E], already projected; gives [B, T, H*E]. Scores are scaled by 1 / sqrt(D). Where plain
+ * operators take its place, in the backward pass for one, `tile` is how many scores they hold at once.
  */
-export function fusedAttention(q: Value, k: Value, v: Value, heads: number): Value {
+export function fusedAttention(q: Value, k: Value, v: Value, heads: number, tile?: number): Value {
   const [batch, queries, width] = q.shape;
   const fits = (x: Value): boolean => x.rank === 3 && x.shape[0] === batch && x.shape[2]! % heads === 0;
   if (![q, k, v].every(fits) || k.shape[2] !== width || k.shape[1] !== v.shape[1])
@@ -16,11 +17,15 @@ export function fusedAttention(q: Value, k: Value, v: Value, heads: number): Val
   const shape = [batch!, queries!, v.shape[2]!];
   return q.graph.add('MultiHeadAttention', [q, k, v], [{ dtype: q.dtype, shape }], {
     num_heads: { int: heads },
+    ...(tile === undefined ? {} : { tile: { hint: tile } }),
   })[0]!;
 }
 
-/** Scores that are held at once, in elements: 16 MiB. Smaller tiles are no faster, and make more nodes. */
-export const ATTENTION_TILE = 1 << 22;
+/** Scores that are held at once where nothing else is asked for, in elements: 16 MiB. On a processor larger tiles are no faster. */
+const ATTENTION_TILE = 1 << 22;
+
+/** How many scores plain operators hold at once in place of an attention node. */
+export const tileOf = ({ tile }: Attributes): number => (tile && 'hint' in tile ? tile.hint : ATTENTION_TILE);
 
 /** How many of so many heads, and of so many queries of a head, are taken together so that a tile holds no more scores than this. Both divide what they are of. */
 export function attentionTile(
@@ -61,7 +66,7 @@ export function plainAttention({ inputs, attributes }: Node): Graph {
   const values = inputs.map((v, i) => graph.input(`${i}`, v!.dtype, v!.shape));
   const { num_heads: heads } = attributes;
   const [q, k, v] = values as [Value, Value, Value];
-  graph.output('0', tiledAttention(q, k, v, heads && 'int' in heads ? heads.int : 1));
+  graph.output('0', tiledAttention(q, k, v, heads && 'int' in heads ? heads.int : 1, tileOf(attributes)));
   return graph;
 }
 

@@ -12,7 +12,9 @@ export type Attribute =
   | { readonly int: number }
   | { readonly float: number }
   | { readonly ints: readonly number[] }
-  | { readonly string: string };
+  | { readonly string: string }
+  /** For the rules of this project alone: the engine never sees it. */
+  | { readonly hint: number };
 
 export type Attributes = Readonly<Record<string, Attribute>>;
 

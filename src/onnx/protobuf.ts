@@ -43,7 +43,11 @@ const message = (w: BinaryWriter, field: number, write: (w: BinaryWriter) => voi
   w.join();
 };
 
-function writeAttribute(w: BinaryWriter, name: string, attribute: Attribute): void {
+function writeAttribute(
+  w: BinaryWriter,
+  name: string,
+  attribute: Exclude<Attribute, { readonly hint: number }>,
+): void {
   text(w, 1, name);
   if ('float' in attribute) {
     w.tag(2, WireType.Bit32).float(attribute.float);
@@ -112,7 +116,7 @@ function writeNode(w: BinaryWriter, node: Node, nameOf: (v: Value) => string): v
   text(w, 3, nameOf(node.outputs[0]!));
   text(w, 4, node.operator);
   for (const [name, attribute] of Object.entries(node.attributes)) {
-    message(w, 5, (m) => writeAttribute(m, name, attribute));
+    if (!('hint' in attribute)) message(w, 5, (m) => writeAttribute(m, name, attribute));
   }
   const domain = operatorDomains[node.operator];
   if (domain) text(w, 7, domain);

@@ -1,4 +1,5 @@
 import { readScheduler, type Scheduler } from '../diffusion/scheduler-config.js';
+import type { Device } from '../engine/device.js';
 import { InputError, ModelError, UsageError } from '../errors.js';
 import {
   type AutoencoderKLConfig,
@@ -68,11 +69,23 @@ export interface ModelOptions {
    * float32: in halves that of SDXL overflows, and it takes a small part of the time.
    */
   readonly computeType?: ComputeType | undefined;
-  /** Whether wide convolutions are written with fewer multiplications, as suits a processor; yes by default. Graphics cards are faster with the convolutions as they are. */
-  readonly minimalFiltering?: boolean | undefined;
+  /** Where it will run, which decides how its layers are written; the processor by default. */
+  readonly device?: Device | undefined;
 }
 
 const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
+/** How many scores of attention suit a card: 256 MiB in 32-bit floats, and on WebGPU the 128 MiB that it promises to bind at once. */
+const attentionTiles: Partial<Record<Device, number>> = { cuda: 1 << 26, webgpu: 1 << 25 };
+
+function computationOn(device: Device, type: ComputeType): Computation {
+  const attentionTile = attentionTiles[device];
+  return {
+    type,
+    minimalFiltering: device === 'cpu',
+    ...(attentionTile === undefined ? {} : { attentionTile }),
+  };
+}
+
 /** The text encoders' table of tokens. */
 const tokenTable = /(^|\.)token_embedding\.weight$/;
 const textTargets = /\.self_attn\.(q_proj|k_proj|v_proj|out_proj)$/;
@@ -145,13 +158,13 @@ export class StableDiffusion {
    * @param options.variant the weights to take where a folder has both; the full ones by default.
    * @param options.predictionType what the denoiser predicts, where the model does not say it, or says it wrongly.
    * @param options.computeType what the denoiser and the text encoders compute in.
-   * @param options.minimalFiltering whether it will run on a processor, which saves multiplications that way.
+   * @param options.device where it will run, which decides how its layers are written.
    * @throws ModelError naming the file, when the path is not a model, or one with parts, settings or weights that cannot be used.
    */
   static async open(path: string, options: ModelOptions = {}): Promise<StableDiffusion> {
     const folder = await openModel(path, options.predictionType);
     const kind = pipelineKinds[folder.pipeline];
-    const { variant, computeType: type = 'float32', minimalFiltering = true } = options;
+    const { variant, computeType = 'float32', device = 'cpu' } = options;
     const { unet, vae, scheduler } = folder.components;
     const unetConfig = readUNet2DConditionConfig(unet.config);
     const vaeConfig = readAutoencoderKLConfig(vae.config);
@@ -176,7 +189,7 @@ export class StableDiffusion {
       warning === undefined ? [] : [warning],
       textEncoders,
       weights,
-      { type, minimalFiltering },
+      computationOn(device, computeType),
     );
     model.#checkWeights();
     return model;
@@ -382,8 +395,7 @@ export class StableDiffusion {
   }
 
   #autoencoder(graph: Graph): Scope {
-    const { minimalFiltering } = this.computation;
-    return new Scope(weightSource(graph, this.weights.vae), '', { type: 'float32', minimalFiltering });
+    return new Scope(weightSource(graph, this.weights.vae), '', { ...this.computation, type: 'float32' });
   }
 
   /**

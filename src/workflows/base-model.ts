@@ -49,14 +49,14 @@ export function locateBaseModel({
 export async function openBaseModel(
   options: BaseModelOptions,
 ): Promise<{ model: StableDiffusion; located: LocatedModel }> {
-  const { variant, predictionType, mixedPrecision = 'no', device = 'cpu', onEvent } = options;
+  const { variant, predictionType, mixedPrecision = 'no', device, onEvent } = options;
   const computeType = computeTypeOf(mixedPrecision);
   const located = await locateBaseModel(options);
   const model = await StableDiffusion.open(located.path, {
     variant,
     predictionType,
     computeType,
-    minimalFiltering: device === 'cpu',
+    device,
   });
   for (const message of model.warnings) onEvent?.({ kind: 'warning', message });
   return { model, located };

@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { attentionGradients } from '../../src/autodiff/attention.js';
+import { gradients as differentiate } from '../../src/autodiff/gradient.js';
 import { createNodeEngine } from '../../src/engine/node.js';
-import { fusedAttention } from '../../src/onnx/attention.js';
+import { attentionTile, fusedAttention } from '../../src/onnx/attention.js';
+import { mul } from '../../src/onnx/elementwise.js';
 import { Graph } from '../../src/onnx/graph.js';
+import { sum } from '../../src/onnx/reduction.js';
 import { printGraph } from '../../src/onnx/text.js';
 import { goldenJson, goldenTensors, relativeError } from '../goldens.js';
 import { matchSnapshot } from '../onnx/snapshot.js';
@@ -34,10 +37,14 @@ suite('the backward pass of fused attention', () => {
           const [q, k, v] = values as [(typeof values)[0], (typeof values)[0], (typeof values)[0]];
           const { heads } = attributes;
           const upstream = graph.input('upstream', 'float32', golden.get(cotangent)!.shape);
-          const output = fusedAttention(q, k, v, heads);
-          attentionGradients(upstream, [q, k, v], output, { heads, tile }).forEach((g, i) => {
+          const output = fusedAttention(q, k, v, heads, tile);
+          differentiate(sum(mul(output, upstream)), values).forEach((g, i) => {
             graph.output(`gradient ${i}`, g);
           });
+          const tiles = graph.liveNodes().filter(({ operator }) => operator === 'Softmax').length;
+          const [batch, queries] = q.shape as [number, number, number];
+          const part = attentionTile(batch * heads, queries, k.shape[1]!, tile);
+          assert.equal(tiles, ((batch * heads) / part.heads) * (queries / part.rows));
           const program = await engine.compile(graph);
           const results = await program.run({
             ...Object.fromEntries(inputs.map((key, i) => [`${i}`, golden.get(key)!])),

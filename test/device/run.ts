@@ -44,7 +44,11 @@ const waysTo: Readonly<
     remedy:
       'On Debian, "apt-get install mesa-vulkan-drivers" brings one in software, of Mesa 25 or newer (for Debian 12 from bookworm-backports); chromium brings one too, without 16-bit floats.',
   },
-  cuda: { drivers: () => [ofThisMachine], remedy: 'README.md says what CUDA needs.' },
+  cuda: {
+    // Without it products of 32-bit floats have factors of 19 bits.
+    drivers: () => [{ ...ofThisMachine, variables: { NVIDIA_TF32_OVERRIDE: '0' } }],
+    remedy: 'README.md says what CUDA needs.',
+  },
 };
 
 const device = process.argv[2] ?? '';
