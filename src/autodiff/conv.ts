@@ -45,12 +45,12 @@ const extents = (x: Value): Pair => [x.shape[2]!, x.shape[3]!];
 function keepsStored(w: Value, grad: Value, frugal: boolean): boolean {
   const places = grad.shape[0]! * grad.shape[2]! * grad.shape[3]!;
   return (
-    w.origin.kind === 'external' && w.size >= LARGE_KERNEL && w.size >= places * (frugal ? 1 << 14 : 1 << 16)
+    w.origin.kind === 'external' && w.size >= LARGE_KERNEL && w.size >= places * (frugal ? 1 << 11 : 1 << 14)
   );
 }
 
-/** 16 MiB of weights. */
-const LARGE_KERNEL = 1 << 22;
+/** 8 MiB of weights. */
+const LARGE_KERNEL = 1 << 21;
 
 /** d loss / d x of conv2d(x, w). */
 function convDataGradient(grad: Value, w: Value, input: Pair, g: Geometry, stored = false): Value {

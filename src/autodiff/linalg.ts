@@ -1,5 +1,4 @@
 import { mul } from '../onnx/elementwise.js';
-import { isFrozen } from '../onnx/frozen.js';
 import type { Value } from '../onnx/graph.js';
 import { gemm, matmul, transposedMatmul } from '../onnx/linalg.js';
 import { matrixTranspose, reshape } from '../onnx/movement.js';
@@ -17,7 +16,7 @@ export const linalgRules = {
           const [k, n] = [a.shape.at(-1)!, c.grad.shape.at(-1)!];
           return gemm(reshape(a, [-1, k]), reshape(c.grad, [-1, n]), { transA: true });
         }
-        return isFrozen(a) ? transposedMatmul(a, c.grad) : matmul(matrixTranspose(a), c.grad);
+        return a.graph.isFrozen(a) ? transposedMatmul(a, c.grad) : matmul(matrixTranspose(a), c.grad);
       },
     ];
   },

@@ -1,6 +1,6 @@
-import { keepSharedWeights } from '../onnx/frozen.js';
 import type { Graph, Node, Value } from '../onnx/graph.js';
 import type { Operator } from '../onnx/operators.js';
+import { keepSharedWeights } from '../onnx/shared-weights.js';
 import { bytesPerElement } from '../tensor/dtype.js';
 
 /** What a compiled graph takes, in bytes. */

@@ -1,6 +1,5 @@
 import { conv2d as convolve } from '../onnx/conv.js';
 import { add, cast } from '../onnx/elementwise.js';
-import { isFrozen } from '../onnx/frozen.js';
 import type { Value } from '../onnx/graph.js';
 import { matmul } from '../onnx/linalg.js';
 import { reshape } from '../onnx/movement.js';
@@ -31,7 +30,7 @@ export function conv2d(scope: Scope, image: Value, options: Conv2dOptions): Valu
   let y: Value;
   if (whole && kernel === 3 && scope.computation.minimalFiltering && isLarge(x, weight))
     y = winogradConv2d(x, weight, bias);
-  else if (whole && kernel === 1 && weight.size >= LARGE_MATRIX && isFrozen(weight))
+  else if (whole && kernel === 1 && weight.size >= LARGE_MATRIX && weight.graph.isFrozen(weight))
     y = pointwise(x, weight, bias);
   else y = convolve(x, weight, bias, { stride, padding });
   const lora = scope.lora(shape);
@@ -59,7 +58,7 @@ function isLarge(x: Value, weight: Value): boolean {
   if (weight.dtype === 'float16') return false;
   const places = n * h * w;
   return (
-    isFrozen(weight) &&
+    weight.graph.isFrozen(weight) &&
     h % 4 === 0 &&
     w % 4 === 0 &&
     Math.min(c, o) >= 256 &&

@@ -60,6 +60,14 @@ export class Value {
   }
 }
 
+/** Constants up to this size are told apart by what they hold: shapes, axes, the maps of minimal filtering. */
+const SMALL_CONSTANT = 1 << 12;
+
+function identity({ name, dtype, shape, size, origin }: Value): string {
+  if (origin.kind !== 'constant' || size > SMALL_CONSTANT) return name;
+  return `${dtype}[${shape.join()}] ${(origin.tensor.data as Float32Array).join()}`;
+}
+
 /** A part of the graph whose inner values the backward pass computes again instead of keeping (see autodiff/recompute). */
 export interface Region {
   readonly name: string;
@@ -95,6 +103,9 @@ export class Graph {
   #names = new Map<string, number>();
   #scalars = new Map<string, Value>();
   readonly #externals = new Map<string, Value>();
+  /** Nodes that follow from initializers alone, by what they compute. */
+  readonly #frozen = new Map<string, Node>();
+  readonly #frozenNodes = new Set<Node>();
   #region: Region | undefined;
 
   constructor(readonly name = 'graph') {}
@@ -152,15 +163,47 @@ export class Graph {
       if (input && input.graph !== this)
         throw new GraphError(`${operator}: %${input.name} belongs to another graph`);
     }
+    if (!inputs.every((input) => !input || this.isFrozen(input)))
+      return this.#append(operator, inputs, results, attributes, this.#region).outputs;
+    // The engine computes such a node once, before the first run, and keeps what it gives: a second one like it would be a second copy.
+    // A result may be described by another value of its type and shape.
+    const types = results.map(({ dtype, shape }) => `${dtype}[${shape.join()}]`);
+    const key = JSON.stringify([
+      operator,
+      inputs.map((input) => input && identity(input)),
+      attributes,
+      types,
+    ]);
+    let node = this.#frozen.get(key);
+    if (!node) {
+      node = this.#append(operator, inputs, results, attributes, undefined);
+      this.#frozen.set(key, node);
+      this.#frozenNodes.add(node);
+    }
+    return node.outputs;
+  }
+
+  /** Whether a value follows from initializers alone, so that the engine knows it before the first run. */
+  isFrozen({ origin }: Value): boolean {
+    return origin.kind === 'node' ? this.#frozenNodes.has(origin.node) : origin.kind !== 'input';
+  }
+
+  #append(
+    operator: Operator,
+    inputs: readonly (Value | undefined)[],
+    results: readonly { readonly dtype: DType; readonly shape: Shape }[],
+    attributes: Attributes,
+    region: Region | undefined,
+  ): Node {
     const base = operator.toLowerCase();
-    const node = new Node(operator, inputs, attributes, this.#region, (made) =>
+    const node = new Node(operator, inputs, attributes, region, (made) =>
       results.map(
         (r, index) =>
           new Value(this, this.#unique(base), r.dtype, [...r.shape], { kind: 'node', node: made, index }),
       ),
     );
     this.nodes.push(node);
-    return node.outputs;
+    return node;
   }
 
   /** Names a value that each run returns. */

@@ -2,8 +2,9 @@ import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { add, exp, mul } from '../../src/onnx/elementwise.js';
 import { Graph, GraphError } from '../../src/onnx/graph.js';
+import { reshape } from '../../src/onnx/movement.js';
 import { sum } from '../../src/onnx/reduction.js';
-import { float32 } from '../../src/tensor/tensor.js';
+import { float32, type Shape } from '../../src/tensor/tensor.js';
 
 const refused = (build: () => unknown, message: string) =>
   assert.throws(build, (error) => error instanceof GraphError && error.message === message);
@@ -23,6 +24,25 @@ suite('graph', () => {
     const names = [add(x, x), add(x, x), graph.constant(float32([2], [1, 2]), 'add')].map((v) => v.name);
     assert.deepEqual(names, ['add_1', 'add_2', 'add_3']);
     refused(() => graph.input('add', 'float32', [1]), 'input name add is taken');
+  });
+
+  test('what follows from initializers alone is computed once, outside regions; what follows from inputs is not', () => {
+    const graph = new Graph();
+    const w = graph.external('w', 'float32', [2, 4], { path: 'weights', offset: 0 });
+    const x = graph.input('x', 'float32', [4, 2]);
+    // Each call brings a shape constant of its own, which holds the same.
+    const copy = (shape: Shape) => exp(reshape(w, shape));
+    const [first, other] = [copy([4, 2]), copy([8, 1])];
+    assert.equal(copy([4, 2]), first);
+    assert.notEqual(other, first);
+    assert.equal(
+      graph.inRegion({ name: 'block' }, () => copy([2, 2, 2])),
+      copy([2, 2, 2]),
+    );
+    assert.equal(copy([2, 2, 2]).producer!.region, undefined);
+    assert.notEqual(add(x, first), add(x, first));
+    graph.output('y', add(add(x, first), copy([4, 2])));
+    assert.equal(graph.liveNodes().filter(({ operator }) => operator === 'Exp').length, 1);
   });
 
   test('a value of another graph is refused', () => {

@@ -1,23 +1,5 @@
 import type { Graph, Value } from './graph.js';
 
-/** Whether a value follows from weights and constants alone, so that the engine knows it before the first run. */
-export function isFrozen(value: Value): boolean {
-  const seen = new Set([value]);
-  // Its own stack: a graph is deeper than the program's.
-  const pending = [value];
-  for (let next = pending.pop(); next; next = pending.pop()) {
-    const { origin } = next;
-    if (origin.kind === 'input') return false;
-    if (origin.kind !== 'node') continue;
-    for (const input of origin.node.inputs) {
-      if (!input || seen.has(input)) continue;
-      seen.add(input);
-      pending.push(input);
-    }
-  }
-  return true;
-}
-
 /** Copies of 1 MiB in all. */
 const LARGE_COPIES = 1 << 18;
 
