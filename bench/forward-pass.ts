@@ -1,7 +1,6 @@
 // One side of the benchmark of forward passes: ours, in a process of its own. It prints a line of JSON when it is ready, runs once for each line "step" that it
 // reads, and ends at "end".
 import { createInterface } from 'node:readline';
-import type { Device } from '../src/engine/device.js';
 import { createNodeEngine } from '../src/engine/node.js';
 import type { Graph } from '../src/onnx/graph.js';
 import { StableDiffusion } from '../src/pretrained/stable-diffusion.js';
@@ -14,14 +13,13 @@ import { peakMemory } from './peak-memory.js';
 interface Task {
   readonly model: string;
   readonly threads: number;
-  readonly device: Device;
   readonly part: ForwardPart;
 }
 
-const { model: path, threads, device, part } = JSON.parse(process.argv[2] ?? '{}') as Task;
+const { model: path, threads, part } = JSON.parse(process.argv[2] ?? '{}') as Task;
 const say = (line: object): void => void process.stdout.write(`${JSON.stringify(line)}\n`);
 
-const model = await StableDiffusion.open(path, { device });
+const model = await StableDiffusion.open(path);
 const feeds = Object.fromEntries(forwardInputs(model, part));
 
 const building = performance.now();
@@ -34,7 +32,7 @@ const parts: Readonly<Record<ForwardPart, readonly [graph: () => Graph, output: 
 };
 const [graph, output] = parts[part];
 const built = graph();
-const engine = createNodeEngine({ threads, device });
+const engine = createNodeEngine({ threads });
 const compiling = performance.now();
 const program = await engine.compile(built);
 say({

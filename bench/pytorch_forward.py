@@ -18,15 +18,14 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 task = json.loads(sys.argv[1])
-folder, part, device = Path(task["model"]), task["part"], task["device"]
-given = {k: t.to(device) for k, t in load_file(task["inputs"]).items()}
+folder, given, part = Path(task["model"]), load_file(task["inputs"]), task["part"]
 torch.set_num_threads(task["threads"])
 diffusers.logging.set_verbosity_error()
 transformers.logging.set_verbosity_error()
 
 
 def load(cls, name):
-    return cls.from_pretrained(folder / name, torch_dtype=torch.float32).eval().to(device)
+    return cls.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
 
 
 def network():

@@ -263,7 +263,7 @@ async function taskOf({ title, work, computeType = 'float32' }: Case, path: stri
   const inputs = join(temporary, `${title.replaceAll(/[^a-z]+/gi, '-')}.safetensors`);
   if (typeof work === 'string') {
     await writeSafetensorsFile(inputs, forwardInputs(model, work));
-    return { scripts: FORWARD_SCRIPTS, task: { model: path, inputs, threads, device, part: work } };
+    return { scripts: FORWARD_SCRIPTS, task: { model: path, inputs, threads, part: work } };
   }
   const { method, gradientCheckpointing } = work;
   const workload: Workload = {

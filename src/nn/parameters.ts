@@ -15,7 +15,7 @@ export interface Computation {
   /** Whether wide 3x3 kernels go by minimal filtering: fewer multiplications for a processor, but many small operations in place of one that a graphics card is made for. */
   readonly minimalFiltering: boolean;
   /** How many scores of attention are held at once in the backward pass; what suits a processor where it is left out. Larger tiles make fewer nodes, which is what costs a graphics card time. */
-  readonly attentionTile?: number;
+  readonly attentionTile?: number | undefined;
 }
 
 const ON_PROCESSOR: Computation = { type: 'float32', minimalFiltering: true };

@@ -77,14 +77,11 @@ const denoiserTargets = /\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$/;
 /** How many scores of attention suit a card: 256 MiB in 32-bit floats, and on WebGPU the 128 MiB that it promises to bind at once. */
 const attentionTiles: Partial<Record<Device, number>> = { cuda: 1 << 26, webgpu: 1 << 25 };
 
-function computationOn(device: Device, type: ComputeType): Computation {
-  const attentionTile = attentionTiles[device];
-  return {
-    type,
-    minimalFiltering: device === 'cpu',
-    ...(attentionTile === undefined ? {} : { attentionTile }),
-  };
-}
+const computationOn = (device: Device, type: ComputeType): Computation => ({
+  type,
+  minimalFiltering: device === 'cpu',
+  attentionTile: attentionTiles[device],
+});
 
 /** The text encoders' table of tokens. */
 const tokenTable = /(^|\.)token_embedding\.weight$/;

@@ -157,20 +157,15 @@ class BaseModels {
   #key = '';
   #model: StableDiffusion | undefined;
 
-  readonly #instead: string | undefined;
-  readonly #device: Device | undefined;
-
-  constructor({ model, device }: Pick<EvaluationDrawing, 'model' | 'device'>) {
-    this.#instead = model;
-    this.#device = device;
-  }
+  /** @param options.model instead of the runs' own. */
+  constructor(private readonly options: Pick<EvaluationDrawing, 'model' | 'device'>) {}
 
   async of({ model, variant, predictionType }: RunRecord): Promise<StableDiffusion> {
-    const path = this.#instead ?? model;
+    const path = this.options.model ?? model;
     const key = JSON.stringify([path, variant, predictionType]);
     if (!this.#model || key !== this.#key) {
       this.#model = (
-        await openBaseModel({ model: path, variant, predictionType, device: this.#device })
+        await openBaseModel({ model: path, variant, predictionType, device: this.options.device })
       ).model;
       this.#key = key;
     }
