@@ -6,6 +6,7 @@ import { availableParallelism, cpus, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
+import { allocatorSettings } from '../src/engine/allocator.js';
 import { onnxRuntimeVersion } from '../src/engine/version.js';
 import { estimatePersonalisation, type PersonaliseOptions } from '../src/workflows/personalise.js';
 import { bundledSubjectPath } from '../src/workflows/shipped.js';
@@ -156,7 +157,9 @@ try {
     };
     const { peak } = await estimatePersonalisation(options);
     const program = fileURLToPath(new URL('./memory-run.js', import.meta.url));
-    const { stdout } = await promisify(execFile)(process.execPath, [program, JSON.stringify(options)]);
+    const { stdout } = await promisify(execFile)(process.execPath, [program, JSON.stringify(options)], {
+      env: { ...process.env, ...allocatorSettings },
+    });
     const measured = Number(stdout);
     const mebibytes = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
     const error = peak.total / measured - 1;

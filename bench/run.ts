@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { allocatorSettings } from '../src/engine/allocator.js';
 import { type Device, devices } from '../src/engine/device.js';
 import { createNodeEngine } from '../src/engine/node.js';
 import { PortrayalError, UsageError } from '../src/errors.js';
@@ -294,11 +295,10 @@ async function taskOf({ title, work, computeType = 'float32' }: Case, path: stri
 const STEP_SCRIPTS = ['training-step.js', 'pytorch_step.py'] as const;
 const FORWARD_SCRIPTS = ['forward-pass.js', 'pytorch_forward.py'] as const;
 
+/** With the allocator as the command sets it. */
 function ourProcess(script: string, task: object): LineProcess {
-  return new LineProcess(process.execPath, [
-    fileURLToPath(new URL(`./${script}`, import.meta.url)),
-    JSON.stringify(task),
-  ]);
+  const file = fileURLToPath(new URL(`./${script}`, import.meta.url));
+  return new LineProcess(process.execPath, [file, JSON.stringify(task)], allocatorSettings);
 }
 
 async function bench(

@@ -13,15 +13,20 @@ if (found[0] < wanted[0] || (found[0] === wanted[0] && found[1] < wanted[1])) {
       if (error.code !== 'EPIPE') throw error;
     });
   }
-  import('../dist/src/cli/main.js').then(
-    (cli) =>
-      cli.main(process.argv.slice(2)).then((status) => {
-        process.exitCode = status;
-      }),
-    (error) => {
-      if (error.code !== 'ERR_MODULE_NOT_FOUND') throw error;
-      console.error('portrayal is not installed or not built here. Run "npm ci" in its folder first.');
-      process.exitCode = 1;
-    },
-  );
+  import('../dist/src/cli/restart.js')
+    .then((own) => {
+      own.restartWithAllocatorSettings();
+      return import('../dist/src/cli/main.js');
+    })
+    .then(
+      (cli) =>
+        cli.main(process.argv.slice(2)).then((status) => {
+          process.exitCode = status;
+        }),
+      (error) => {
+        if (error.code !== 'ERR_MODULE_NOT_FOUND') throw error;
+        console.error('portrayal is not installed or not built here. Run "npm ci" in its folder first.');
+        process.exitCode = 1;
+      },
+    );
 }

@@ -68,8 +68,9 @@ export function attentionGradients(
       const scores = matmul(tileQ, matrixTranspose(groupK)); // [together, rows, S]
       const p = cast(softmax(cast(scores, 'float32')), scores.dtype);
       const dS = mul(p, matmul(tileDO, matrixTranspose(groupV)));
-      const ownV = matmul(matrixTranspose(p), tileDO); // the last column is not wanted
-      const ownK = matmul(matrixTranspose(dS), tileQ);
+      // Turned, so that it is the narrow matrix whose transpose is read and not the scores: [together, E + 1, S], [together, D, S].
+      const ownV = matmul(matrixTranspose(tileDO), p);
+      const ownK = matmul(matrixTranspose(tileQ), dS);
       sumV = sumV ? add(sumV, ownV) : ownV;
       sumK = sumK ? add(sumK, ownK) : ownK;
       const ownQ = matmul(dS, groupK);
@@ -77,8 +78,9 @@ export function attentionGradients(
       previous = [sumV, sumK, ownQ];
     });
     dQ.push(concat(tilesQ, 1));
-    dK.push(sumK!);
-    dV.push(split(sumV!, [values.shape[2]!, 1], 2)[0]!);
+    dK.push(matrixTranspose(sumK!));
+    // What the column more adds up to is not wanted.
+    dV.push(matrixTranspose(split(sumV!, [values.shape[2]!, 1], 1)[0]!));
   });
   return [
     mul(byToken(concat(dQ, 0), batch), scale),

@@ -53,16 +53,16 @@ function pointwise(x: Value, weight: Value, bias: Value): Value {
  * transformed copy, which takes four times its memory. In halves the transforms would lose too many digits.
  */
 function isLarge(x: Value, weight: Value): boolean {
-  const [n, c, h, w] = x.shape as [number, number, number, number];
+  const [, c, h, w] = x.shape as [number, number, number, number];
   const o = weight.shape[0]!;
   if (weight.dtype === 'float16') return false;
-  const places = n * h * w;
+  const places = h * w;
   return (
     weight.graph.isFrozen(weight) &&
     h % 4 === 0 &&
     w % 4 === 0 &&
     Math.min(c, o) >= 256 &&
-    weight.size <= 1024 * places &&
+    weight.size <= 4096 * places &&
     places * Math.max(c, o) < LARGEST_IMAGE
   );
 }

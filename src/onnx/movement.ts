@@ -1,5 +1,6 @@
+import { bytesPerElement } from '../tensor/dtype.js';
 import { elementCount, int64, type Shape } from '../tensor/tensor.js';
-import { broadcastShapes, scalar } from './elementwise.js';
+import { broadcastShapes, cast, scalar } from './elementwise.js';
 import { GraphError, type Value } from './graph.js';
 
 /** An axis counted from the front; negative axes count from the back. */
@@ -89,6 +90,26 @@ export function split(x: Value, sizes: readonly number[], axis: number): readonl
   if (sizes.length === 1) return [x];
   const results = sizes.map((s) => ({ dtype: x.dtype, shape: x.shape.map((d, i) => (i === a ? s : d)) }));
   return x.graph.add('Split', [x, ints(x, sizes, 'sizes')], results, { axis: { int: a } });
+}
+
+/**
+ * Consecutive rows of a weight, [N, ...] -> [n, ...] each. Those of an initializer that lies in a file lie there too, one part after another: each is an initializer of its own, so that
+ * nothing is copied.
+ */
+export function splitRows(weight: Value, sizes: readonly number[]): readonly Value[] {
+  const { origin, dtype, graph } = weight;
+  if (origin.kind === 'node' && origin.node.operator === 'Cast')
+    return splitRows(origin.node.inputs[0]!, sizes).map((part) => cast(part, dtype));
+  if (origin.kind !== 'external') return split(weight, sizes, 0);
+  const [, ...rest] = weight.shape;
+  const rowBytes = elementCount(rest) * bytesPerElement[dtype];
+  let first = 0;
+  return sizes.map((count) => {
+    const location = { ...origin.location, offset: origin.location.offset + first * rowBytes };
+    const name = `${weight.name}.rows_${first}`;
+    first += count;
+    return graph.external(name, dtype, [count, ...rest], location);
+  });
 }
 
 /** Elements start, start + step, … before `end` of one axis. A negative step walks backwards, with `end` exclusive and -1 - extent for "past the front". */

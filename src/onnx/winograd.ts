@@ -29,25 +29,28 @@ export function winogradConv2d(x: Value, weight: Value, bias?: Value): Value {
     throw new GraphError(`winogradConv2d of ${x} with ${weight}`);
   const { graph } = x;
   const [rows, columns] = [h / OUT, w / OUT];
-  const tiles = rows * columns;
-  const { input, kernel, output } = transforms();
-
-  const planes = reshape(x, [n * c, 1, h, w]);
-  const spread = conv2d(planes, graph.constant(input, 'winograd_input'), undefined, {
-    stride: OUT,
-    padding: 1,
-  });
-  const transformed = gemm(graph.constant(kernel, 'winograd_kernel'), reshape(weight, [-1, 9]), {
+  const maps = transforms();
+  const input = graph.constant(maps.input, 'winograd_input');
+  const output = graph.constant(maps.output, 'winograd_output');
+  const transformed = gemm(graph.constant(maps.kernel, 'winograd_kernel'), reshape(weight, [-1, 9]), {
     transB: true,
   });
   const u = reshape(transformed, [IN * IN, o!, c]);
-  // Image by image, as the engine then reads the tiles where they lie: [36, O, C] [36, C, tiles].
-  const images = split(reshape(spread, [n * c, IN * IN, tiles]), new Array<number>(n).fill(c), 0);
-  const products = images.map((v) => transpose(matmul(u, transpose(v, [1, 0, 2])), [1, 0, 2])); // [O, 36, tiles]
-  const joined = reshape(concat(products, 0), [n * o!, IN * IN, rows, columns]);
-  const y = convTranspose2d(joined, graph.constant(output, 'winograd_output'), undefined, { stride: OUT });
-  const image = reshape(y, [n, o!, h, w]);
-  return bias ? add(image, reshape(bias, [1, o!, 1, 1])) : image;
+  // Image by image: the transformed image is the largest value of a network, and the engine then reads its tiles where they lie.
+  const images = split(x, new Array<number>(n).fill(1), 0).map((image) => {
+    const planes = reshape(image, [c, 1, h, w]);
+    const spread = conv2d(planes, input, undefined, {
+      stride: OUT,
+      padding: 1,
+    });
+    const v = transpose(reshape(spread, [c, IN * IN, rows * columns]), [1, 0, 2]); // [36, C, tiles]
+    const product = transpose(matmul(u, v), [1, 0, 2]); // [O, 36, tiles]
+    const tiles = reshape(product, [o!, IN * IN, rows, columns]);
+    const y = convTranspose2d(tiles, output, undefined, { stride: OUT });
+    return reshape(y, [1, o!, h, w]);
+  });
+  const joined = concat(images, 0);
+  return bias ? add(joined, reshape(bias, [1, o!, 1, 1])) : joined;
 }
 
 /** Coefficients of the product of (x - root), lowest power first. */

@@ -4,11 +4,11 @@ import { gradients } from '../../src/autodiff/gradient.js';
 import { recompute } from '../../src/autodiff/recompute.js';
 import { multiHeadAttention } from '../../src/nn/attention.js';
 import { conv2d as conv } from '../../src/nn/conv2d.js';
-import { linear } from '../../src/nn/linear.js';
+import { linear, linearParts } from '../../src/nn/linear.js';
 import { addLora, LoraParameters } from '../../src/nn/lora.js';
 import { type Computation, InputParameters, type ParameterSource, Scope } from '../../src/nn/parameters.js';
 import { conv2d } from '../../src/onnx/conv.js';
-import { add, gelu, mul, silu, square } from '../../src/onnx/elementwise.js';
+import { add, cast, gelu, mul, silu, square } from '../../src/onnx/elementwise.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
 import { gemm } from '../../src/onnx/linalg.js';
 import { groupNorm } from '../../src/onnx/norm.js';
@@ -153,11 +153,50 @@ suite('structure of graphs', () => {
       outputs(graph, { dx: dx! });
       return graph;
     };
-    assert.ok(!operatorsOf(build(256, 16)).includes('MatMul'), 'too few places');
+    assert.ok(!operatorsOf(build(256, 8)).includes('MatMul'), 'too few places');
     assert.ok(!operatorsOf(build(128, 32)).includes('MatMul'), 'too few channels');
     const onCard: Computation = { type: 'float32', minimalFiltering: false };
     assert.ok(!operatorsOf(build(256, 32, onCard)).includes('MatMul'), 'for a graphics card');
     matchSnapshot('minimal-filtering', printGraph(build(256, 32)));
+  });
+
+  test('a frozen layer whose result goes apart: a product for each part, with the rows of its weight where they lie in the file', () => {
+    const build = (type: 'float32' | 'float16', lora: boolean): Graph => {
+      const graph = new Graph('parts');
+      const [down, up] = [graph.input('down', 'float32', [1, 3]), graph.input('up', 'float32', [6, 1])];
+      const source: ParameterSource = {
+        parameter: (name, shape) => {
+          const location = { path: 'weights', offset: name === 'bias' ? 1000 : 0 };
+          return cast(graph.external(name, type, shape, location), 'float32');
+        },
+        lora: () => (lora ? { down, up, scale: 1 } : undefined),
+      };
+      const parts = linearParts(new Scope(source), graph.input('x', 'float32', [2, 5, 3]), {
+        in: 3,
+        out: [2, 4],
+      });
+      outputs(graph, { first: parts[0]!, second: parts[1]! });
+      return graph;
+    };
+    for (const [type, bytes] of [
+      ['float32', 4],
+      ['float16', 2],
+    ] as const) {
+      const graph = build(type, false);
+      assert.ok(!operatorsOf(graph).includes('Split'));
+      const places = graph
+        .liveSources()
+        .initializers.flatMap(({ origin, shape }) =>
+          origin.kind === 'external' ? [`[${shape.join()}] at ${origin.location.offset}`] : [],
+        );
+      assert.deepEqual(places.sort(), [
+        '[2,3] at 0',
+        '[2] at 1000',
+        `[4,3] at ${2 * 3 * bytes}`,
+        `[4] at ${1000 + 2 * bytes}`,
+      ]);
+    }
+    assert.ok(operatorsOf(build('float32', true)).includes('Split'), 'what learns stays whole');
   });
 
   test('attention and its gradients', () => {
