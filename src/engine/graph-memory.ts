@@ -1,6 +1,7 @@
 import type { Graph, Node, Value } from '../onnx/graph.js';
 import type { Operator } from '../onnx/operators.js';
 import { keepSharedWeights } from '../onnx/shared-weights.js';
+import { stagesOf } from '../onnx/stages.js';
 import { bytesPerElement } from '../tensor/dtype.js';
 
 /** What a compiled graph takes, in bytes. */
@@ -55,7 +56,7 @@ export function estimateGraphMemory(graph: Graph): GraphMemory {
   const folded = foldedValues(graph, nodes);
   const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
   const { weights, compiling } = weightBytes(graph, run, folded);
-  const activations = heldBytes(graph, run);
+  const activations = plansInStages(graph) ? heldInStages(graph, nodes) : heldBytes(graph, run);
   const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
   const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
   return { weights, compiling, activations, state, engine };
@@ -109,11 +110,51 @@ function weightBytes(
   return { weights, compiling };
 }
 
+/** Half a gigabyte of activations: what a training step of a large model holds. */
+const LARGE_PLAN = 2 ** 29;
+
+/** Whether a graph's memory is to be planned in stages: where it asks for it, and holds so much that they are worth what they cost. */
+export function plansInStages(graph: Graph): boolean {
+  if (!graph.staged) return false;
+  const nodes = graph.liveNodes();
+  const folded = foldedValues(graph, nodes);
+  const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
+  return heldBytes(graph, run) >= LARGE_PLAN;
+}
+
+/** What intermediate values take in a run in stages: each is planned by itself, beside what earlier stages left to later ones. */
+function heldInStages(graph: Graph, nodes: readonly Node[]): number {
+  const { stages } = stagesOf(graph, nodes);
+  const lastReader = new Map<Value, number>();
+  stages.forEach(({ incoming }, i) => {
+    for (const v of incoming) lastReader.set(v, i);
+  });
+  for (const v of results(graph)) lastReader.set(v, stages.length);
+  let left: readonly Value[] = [];
+  let most = 0;
+  stages.forEach((stage, i) => {
+    const beside = left.reduce((sum, v) => sum + sizeOf(v), 0);
+    most = Math.max(most, beside + heldByShape(stage.nodes, new Set(stage.outgoing)));
+    left = [...left, ...stage.outgoing].filter((v) => lastReader.get(v)! > i);
+  });
+  return fedBytes(graph) + most;
+}
+
+const results = (graph: Graph): Value[] => [...graph.outputs.values(), ...graph.updates.values()];
+
+const fedBytes = (graph: Graph): number => graph.liveSources().inputs.reduce((sum, v) => sum + sizeOf(v), 0);
+
+/** What intermediate values take in a run that is planned as a whole, with inputs and outputs. */
+export const heldBytes = (graph: Graph, order: readonly Node[]): number =>
+  fedBytes(graph) + heldByShape(order, new Set(results(graph)));
+
 /**
- * What intermediate values take in a run. The engine plans ahead that the place of a value that is no longer needed is taken by a later one of the same type and shape, and
+ * The engine plans ahead that the place of a value that is no longer needed is taken by a later one of the same type and shape, and
  * holds it until then: of each shape it holds as many as are ever alive at once, whether those of other shapes are needed at that moment or not.
+ *
+ * @param kept results that stay to the end
  */
-export function heldBytes(graph: Graph, order: readonly Node[]): number {
+function heldByShape(order: readonly Node[], kept: ReadonlySet<Value>): number {
   // Values that share one piece of memory, by the value that it was made for.
   const owner = new Map<Value, Value>();
   const ownerOf = (v: Value): Value => owner.get(v) ?? v;
@@ -126,10 +167,7 @@ export function heldBytes(graph: Graph, order: readonly Node[]): number {
   const remaining = new Map<Value, number>();
   for (const { inputs } of order)
     for (const v of inputs) if (v) remaining.set(v, (remaining.get(v) ?? 0) + 1);
-  const kept = new Set<Value>([...graph.outputs.values(), ...graph.updates.values()]);
-
-  const { inputs } = graph.liveSources();
-  const fed = inputs.reduce((sum, v) => sum + sizeOf(v), 0);
+  const own = new Set<Value>();
   const live = new Map<string, number>();
   const most = new Map<string, number>();
   const hold = (v: Value, sign: 1 | -1): void => {
@@ -144,18 +182,19 @@ export function heldBytes(graph: Graph, order: readonly Node[]): number {
       const base =
         output === first
           ? node.inputs.find((v, i) => {
-              if (v?.producer === undefined || kept.has(v)) return false;
+              if (!v || !own.has(v) || kept.has(v)) return false;
               if (node.operator === 'Reshape') return i === 0;
               const alone = remaining.get(v) === 1 && uses.get(ownerOf(v)) === 1;
               return inPlace.has(node.operator) && alone && sizeOf(v) === sizeOf(output);
             })
           : undefined;
+      own.add(output);
       if (base) owner.set(output, ownerOf(base));
       else hold(output, 1);
       use(output, (remaining.get(output) ?? 0) + (kept.has(output) ? 1 : 0));
     }
     for (const v of node.inputs) {
-      if (v?.producer === undefined) continue;
+      if (!v || !own.has(v)) continue;
       remaining.set(v, remaining.get(v)! - 1);
       if (use(v, -1) === 0) hold(ownerOf(v), -1);
     }
@@ -163,5 +202,5 @@ export function heldBytes(graph: Graph, order: readonly Node[]): number {
       if (uses.get(ownerOf(output)) === 0) hold(ownerOf(output), -1);
     }
   }
-  return [...most.values()].reduce((sum, bytes) => sum + bytes, fed);
+  return [...most.values()].reduce((sum, bytes) => sum + bytes, 0);
 }

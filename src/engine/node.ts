@@ -9,6 +9,7 @@ import { keepSharedWeights } from '../onnx/shared-weights.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Device } from './device.js';
 import type { CompileOptions, Engine, NamedTensors, Program, State } from './engine.js';
+import { plansInStages } from './graph-memory.js';
 import type { Reply, ReplyOf, Request } from './node-protocol.js';
 
 export interface NodeEngineOptions {
@@ -142,6 +143,7 @@ class NodeEngine implements Engine {
     const model = encodeModel(graph, {
       externalLocation: (p) => path.relative(folder ?? '/', files.get(p) ?? p),
       ...(this.#device === 'webgpu' ? WEBGPU_WAYS : {}),
+      stages: this.#device === 'cpu' && plansInStages(graph),
     });
     const program = this.#nextId++;
     await this.#ask(

@@ -27,7 +27,7 @@ export interface Level {
 export interface Conditions {
   readonly time: Value;
   readonly context: Value;
-  /** Whether the inner values of a layer are computed again in the backward pass. */
+  /** Whether inner values are computed again in the backward pass: those of a transformer, and of a residual block what is cheap to have again. */
   readonly recompute: boolean;
 }
 
@@ -80,9 +80,8 @@ function layer(scope: Scope, i: number, x: Value, level: Level, conditions: Cond
 
 function residual(scope: Scope, i: number, x: Value, level: Level, conditions: Conditions): Value {
   const { channels: out, groups, eps } = level;
-  const block = (h: Value, time: Value): Value =>
-    resnetBlock(scope.at('resnets', i), h, { out, groups, eps, time });
-  return conditions.recompute ? recompute([x, conditions.time], block) : block(x, conditions.time);
+  const { time, recompute: recomputed } = conditions;
+  return resnetBlock(scope.at('resnets', i), x, { out, groups, eps, time, recomputed });
 }
 
 function attend(scope: Scope, i: number, x: Value, level: Level, conditions: Conditions): Value {

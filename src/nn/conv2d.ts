@@ -50,7 +50,7 @@ function pointwise(x: Value, weight: Value, bias: Value): Value {
 
 /**
  * Whether a frozen 3x3 kernel has so many channels that fewer multiplications make up for the transforms, and is applied at so many places that they make up for its
- * transformed copy, which takes four times its memory. In halves the transforms would lose too many digits.
+ * transformed copy, which takes four times its memory; a graph that is planned in stages has no kernels in blocked layout to compare with. In halves the transforms would lose too many digits.
  */
 function isLarge(x: Value, weight: Value): boolean {
   const [, c, h, w] = x.shape as [number, number, number, number];
@@ -62,7 +62,7 @@ function isLarge(x: Value, weight: Value): boolean {
     h % 4 === 0 &&
     w % 4 === 0 &&
     Math.min(c, o) >= 256 &&
-    weight.size <= 4096 * places &&
+    weight.size <= (weight.graph.staged ? 8192 : 4096) * places &&
     places * Math.max(c, o) < LARGEST_IMAGE
   );
 }

@@ -100,6 +100,8 @@ export class Graph {
   readonly updates = new Map<string, Value>();
   /** Initializers that the engine reads where they lie (see `keepAsStored`). */
   readonly stored = new Set<Value>();
+  /** Whether the engine is asked to plan memory in stages (see `planInStages`). */
+  staged = false;
   #names = new Map<string, number>();
   #scalars = new Map<string, Value>();
   readonly #externals = new Map<string, Value>();
@@ -148,6 +150,14 @@ export class Graph {
     if (initializer.origin.kind !== 'external' && initializer.origin.kind !== 'constant')
       throw new GraphError(`%${initializer.name} is not an initializer`);
     this.stored.add(initializer);
+  }
+
+  /**
+   * Asks the engine to plan a large graph's memory piece by piece (see `stagesOf`) rather than once for the whole: it holds less, and takes longer, as convolutions get
+   * no kernels in blocked layout then.
+   */
+  planInStages(): void {
+    this.staged = true;
   }
 
   /**

@@ -1,14 +1,15 @@
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire';
-import { bytesPerElement } from '../tensor/dtype.js';
-import { int64, type Tensor } from '../tensor/tensor.js';
+import { bytesPerElement, type DType } from '../tensor/dtype.js';
+import { int64, type Shape, type Tensor } from '../tensor/tensor.js';
 import { plainAttention } from './attention.js';
 import { onnxTypeCodes } from './elementwise.js';
 import { type Attribute, type Graph, GraphError, type Node, type Value } from './graph.js';
 import { OPSET_VERSION, operatorDomains } from './operators.js';
+import { type Stage, stagesOf } from './stages.js';
 
 /** Field numbers and constants of onnx.proto (ONNX 1.15, IR version 9). */
 const IR_VERSION = 9;
-const attributeTypes = { float: 1, int: 2, string: 3, ints: 7 } as const;
+const attributeTypes = { float: 1, int: 2, string: 3, graph: 5, ints: 7 } as const;
 const EXTERNAL = 1;
 
 /** A model in ONNX's binary form, and the names under which it is run. */
@@ -29,6 +30,8 @@ export interface EncodeOptions {
   readonly mostPieces?: number;
   /** Fused attention is written as the plain operators that it stands for. */
   readonly plainAttention?: boolean;
+  /** The nodes are written in stages (see `stagesOf`). */
+  readonly stages?: boolean;
 }
 
 const varint = (w: BinaryWriter, field: number, value: number): void => {
@@ -98,16 +101,20 @@ function writeInitializer(
   varint(w, 14, EXTERNAL);
 }
 
-function writeValueInfo(w: BinaryWriter, name: string, value: Value): void {
+function writeType(w: BinaryWriter, name: string, dtype: DType, shape: Shape): void {
   text(w, 1, name);
   message(w, 2, (type) =>
     message(type, 1, (tensorType) => {
-      varint(tensorType, 1, onnxTypeCodes[value.dtype]);
-      message(tensorType, 2, (shape) => {
-        for (const d of value.shape) message(shape, 1, (dim) => varint(dim, 1, d));
+      varint(tensorType, 1, onnxTypeCodes[dtype]);
+      message(tensorType, 2, (dims) => {
+        for (const d of shape) message(dims, 1, (dim) => varint(dim, 1, d));
       });
     }),
   );
+}
+
+function writeValueInfo(w: BinaryWriter, name: string, { dtype, shape }: Value): void {
+  writeType(w, name, dtype, shape);
 }
 
 function writeNode(w: BinaryWriter, node: Node, nameOf: (v: Value) => string): void {
@@ -179,6 +186,80 @@ function writePlainAttention(g: BinaryWriter, node: Node, nameOf: Naming, option
   }
 }
 
+/** Constants of up to so many elements are written in each stage: kernels in blocked layout, and what shapes follow from, have to be a stage's own. */
+const COPIED_CONSTANT = 1 << 12;
+
+const ALWAYS = 'stage:always';
+/** A yes that the runtime cannot count on, as it could be fed at any run. */
+function writeAlways(g: BinaryWriter): void {
+  message(g, 5, (m) => {
+    varint(m, 2, onnxTypeCodes.bool);
+    text(m, 8, ALWAYS);
+    m.tag(9, WireType.LengthDelimited).bytes(new Uint8Array([1]));
+  });
+  message(g, 11, (m) => writeType(m, ALWAYS, 'bool', []));
+}
+
+/**
+ * A stage as the branch of an `If` that is always taken. The other branch gives results of other ranks, so that the outer plan knows no shapes and keeps no places for them;
+ * within the branch all shapes are written down, as they do not follow from those of its inputs.
+ */
+function writeStage(
+  g: BinaryWriter,
+  { nodes, views, outgoing }: Stage,
+  nameOf: Naming,
+  options: EncodeOptions,
+): void {
+  const leaving = new Set(outgoing);
+  const name = nameOf(outgoing[0]!);
+  const again = new Set(views.flatMap(({ outputs }) => outputs));
+  const inner: Naming = (v) => {
+    if (leaving.has(v)) return `made:${nameOf(v)}`;
+    return again.has(v) || constants.has(v) ? `${v.name}:${name}` : nameOf(v);
+  };
+  const written = [...views, ...nodes];
+  const constants = new Set(
+    written
+      .flatMap(({ inputs }) => inputs)
+      .filter((v) => v?.origin.kind === 'constant' && v.size <= COPIED_CONSTANT),
+  );
+  message(g, 1, (m) => {
+    text(m, 1, ALWAYS);
+    for (const v of outgoing) text(m, 2, nameOf(v));
+    text(m, 3, `stage:${name}`);
+    text(m, 4, 'If');
+    writeBranch(m, 'then_branch', (branch) => {
+      writeNodes(branch, written, inner, options);
+      text(branch, 2, `stage:${name}`);
+      for (const v of constants)
+        if (v) message(branch, 5, (i) => writeInitializer(i, v, inner(v), (path) => path));
+      for (const v of outgoing) message(branch, 12, (r) => writeValueInfo(r, inner(v), v));
+      for (const v of written.flatMap(({ outputs }) => outputs))
+        if (!leaving.has(v)) message(branch, 13, (i) => writeValueInfo(i, inner(v), v));
+    });
+    writeBranch(m, 'else_branch', (branch) => {
+      for (const v of outgoing) {
+        message(branch, 1, (n) => {
+          text(n, 1, ALWAYS);
+          text(n, 2, `none:${nameOf(v)}`);
+          text(n, 4, 'Cast');
+          message(n, 5, (a) => writeAttribute(a, 'to', { int: onnxTypeCodes[v.dtype] }));
+        });
+      }
+      text(branch, 2, `none:${name}`);
+      for (const v of outgoing) message(branch, 12, (r) => writeType(r, `none:${nameOf(v)}`, v.dtype, []));
+    });
+  });
+}
+
+function writeBranch(node: BinaryWriter, name: string, write: (graph: BinaryWriter) => void): void {
+  message(node, 5, (attribute) => {
+    text(attribute, 1, name);
+    message(attribute, 6, write);
+    varint(attribute, 20, attributeTypes.graph);
+  });
+}
+
 /** Writes the live part of a graph as an ONNX model. */
 export function encodeModel(graph: Graph, options: EncodeOptions = {}): EncodedModel {
   const { externalLocation = (path) => path } = options;
@@ -204,7 +285,12 @@ export function encodeModel(graph: Graph, options: EncodeOptions = {}): EncodedM
   varint(w, 1, IR_VERSION);
   text(w, 2, 'portrayal');
   message(w, 7, (g) => {
-    writeNodes(g, nodes, nameOf, options);
+    if (options.stages) {
+      const { frozen, stages } = stagesOf(graph, nodes);
+      writeNodes(g, frozen, nameOf, options);
+      for (const stage of stages) writeStage(g, stage, nameOf, options);
+      writeAlways(g);
+    } else writeNodes(g, nodes, nameOf, options);
     for (const { from, to } of copies) {
       message(g, 1, (m) => {
         text(m, 1, nameOf(from));

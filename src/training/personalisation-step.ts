@@ -100,6 +100,8 @@ export function buildStep(
 ): StepGraphs {
   const { trainable, gradientAccumulationSteps: parts } = settings;
   const graph = new Graph('training_step');
+  // All weights' gradients would be most of what a step holds, and stay to its end anyway.
+  if (settings.gradientCheckpointing && !trainable.weights) graph.planInStages();
   const rows = settings.instances + settings.priors;
   const shape = [rows, ...model.latentShape(size.width, size.height)];
   const { schedule } = model.scheduler;

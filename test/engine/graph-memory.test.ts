@@ -5,6 +5,7 @@ import { add, cast, exp, mul } from '../../src/onnx/elementwise.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
 import { matmul } from '../../src/onnx/linalg.js';
 import { reshape, transpose } from '../../src/onnx/movement.js';
+import { sum } from '../../src/onnx/reduction.js';
 import { zeros } from '../../src/tensor/tensor.js';
 
 /** Bytes of a 16 x 16 matrix of floats. */
@@ -113,6 +114,32 @@ test('a weight that is kept as stored counts once, however many products read it
   graph.keepAsStored(w);
   assert.equal(estimateGraphMemory(graph).weights / UNIT, 1);
   assert.equal(estimateGraphMemory(graph).compiling, 0);
+});
+
+test('a large graph that is planned in stages holds what one of them needs beside what is handed on', () => {
+  const activations = (staged: boolean, side: number): number => {
+    const graph = new Graph();
+    const x = graph.input('x', 'float32', [16, 1]);
+    // Each part holds two values of shapes of its own, for 800 nodes.
+    const part = (width: number): Value => {
+      let wide = mul(x, graph.constant(zeros([1, width])));
+      for (let i = 0; i < 400; i++) wide = transpose(transpose(wide, [1, 0]), [1, 0]);
+      return sum(wide, [1]);
+    };
+    graph.output('y', [0, 1, 2, 3, 4].map((i) => part(side + i)).reduce(add));
+    if (staged) graph.planInStages();
+    return estimateGraphMemory(graph).activations;
+  };
+  const side = 2 ** 20;
+  const wide = 16 * side * 4;
+  const [whole, staged] = [activations(false, side) / wide, activations(true, side) / wide];
+  assert.equal(Math.round(whole), 10, 'two of each shape');
+  assert.equal(
+    Math.round(staged),
+    5,
+    'where a stage ends one part and begins another: one handed on, two of each',
+  );
+  assert.equal(activations(true, 16), activations(false, 16), 'small ones are planned whole');
 });
 
 test('halves count as the floats that they become, twice while compiling', () => {

@@ -5,12 +5,14 @@ import { suite, test } from 'node:test';
 import type { InferenceSession } from 'onnxruntime-node';
 import { fusedAttention, tiledAttention } from '../../src/onnx/attention.js';
 import { conv2d } from '../../src/onnx/conv.js';
-import { add, exp, mul, silu } from '../../src/onnx/elementwise.js';
+import { add, exp, less, mul, neg, silu, where } from '../../src/onnx/elementwise.js';
 import { Graph } from '../../src/onnx/graph.js';
-import { concat, split } from '../../src/onnx/movement.js';
+import { matmul } from '../../src/onnx/linalg.js';
+import { concat, reshape, split, transpose } from '../../src/onnx/movement.js';
 import { layerNorm } from '../../src/onnx/norm.js';
 import { encodeModel } from '../../src/onnx/protobuf.js';
 import { sum } from '../../src/onnx/reduction.js';
+import { stagesOf } from '../../src/onnx/stages.js';
 import { Random } from '../../src/tensor/random.js';
 import { float32 } from '../../src/tensor/tensor.js';
 import { temporaryFolder } from '../temporary-folder.js';
@@ -179,6 +181,44 @@ suite('the encoded model', () => {
     }
     const apart = Math.max(...results[0]!.map((v, i) => Math.abs(v - results[1]![i]!)));
     assert.ok(apart < 1e-6, `${apart}`);
+  });
+
+  test('in stages it gives the same numbers, states and scalars too', async () => {
+    const graph = new Graph('stages');
+    const x = graph.input('x', 'float32', [4, 6]);
+    const w = graph.constant(new Random(5, 'w').normals([6, 6]), 'w');
+    const state = graph.input('state', 'float32', [4, 6]);
+    const turned = transpose(w, [1, 0]);
+    let y = matmul(x, w);
+    const early = reshape(exp(mul(y, 0.1)), [24]);
+    const size = sum(mul(y, y));
+    for (let i = 0; i < 150; i++) y = mul(add(matmul(mul(y, 0.3), turned), x), 0.5);
+    // A view, a scalar and a mask of the first stage, read in the last.
+    y = add(y, mul(reshape(early, [4, 6]), size));
+    y = where(less(reshape(early, [4, 6]), 1), y, neg(y));
+    graph.output('y', y);
+    graph.output('size', size);
+    graph.update(state, add(state, y));
+    const { stages } = stagesOf(graph, graph.liveNodes());
+    assert.ok(stages.length > 1, `${stages.length}`);
+    const feeds = Object.fromEntries(
+      [x, state].map(({ name }) => {
+        const { data } = new Random(3, name).normals([4, 6]);
+        return [name, new ort.Tensor('float32', data, [4, 6])];
+      }),
+    );
+    const results: unknown[] = [];
+    for (const staged of [false, true]) {
+      const model = encodeModel(graph, { stages: staged });
+      assert.equal(Buffer.from(model.bytes).toString('latin1').includes('then_branch'), staged);
+      const session = await open(model.bytes);
+      const found = await session.run(feeds);
+      results.push(
+        Object.entries(found).map(([name, { dims, data }]) => [name, dims, [...(data as Float32Array)]]),
+      );
+      await session.release();
+    }
+    assert.deepEqual(results[1], results[0]);
   });
 
   test('tiles of plain attention are all of the attention, whatever their size', async () => {
