@@ -122,6 +122,8 @@ const { values: options } = parseArgs({
     repeats: { type: 'string' },
     threads: { type: 'string', default: String(availableParallelism()) },
     model: { type: 'string' },
+    /** Lines whose title has this in it, and nothing else. */
+    only: { type: 'string' },
     write: { type: 'boolean', default: false },
     'without-pytorch': { type: 'boolean', default: false },
     profile: { type: 'boolean', default: false },
@@ -445,9 +447,21 @@ function verdicts(results: readonly Result[]): string[] {
   });
 }
 
+/** The lines that are measured. @throws UsageError where none has what was asked for */
+function chosenCases(): readonly Case[] {
+  const { only } = options;
+  if (only === undefined) return size.cases;
+  if (options.write) throw new UsageError('--write writes the whole table: leave --only out.');
+  const chosen = size.cases.filter(({ title }) => title.includes(only));
+  if (chosen.length > 0) return chosen;
+  const titles = size.cases.map(({ title }) => title).join('; ');
+  throw new UsageError(`--only ${only}: no line has it in its title. There are: ${titles}.`);
+}
+
 async function main(): Promise<void> {
   const threads = count('threads', 1);
   count('repeats', 3);
+  const cases = chosenCases();
   const temporary = await mkdtemp(join(tmpdir(), 'portrayal-bench-'));
   try {
     const environment = options['without-pytorch']
@@ -459,7 +473,7 @@ async function main(): Promise<void> {
       ? fullSizeModel(temporary, python)
       : await baseModel(temporary, threads);
     const results: Result[] = [];
-    for (const one of size.cases) {
+    for (const one of cases) {
       const result = await bench(one, path, temporary, python);
       const times = [result.ours, result.pytorch].map((side) => (side ? spread(side) : '-'));
       console.error(`${one.title}: ${times.join(' against ')}`);
@@ -467,7 +481,7 @@ async function main(): Promise<void> {
     }
     const text = [conditions(results, name), table(results)];
     const missed = verdicts(results);
-    if (options.full && device === 'cpu') {
+    if (options.full && device === 'cpu' && options.only === undefined) {
       const over = await dpgOverDreamBooth(path, temporary);
       const growth = await memoryGrowth(path, temporary);
       if (over > 1.05) missed.push(`a DPG step takes ${over.toFixed(2)} of a DreamBooth step, over 1.05`);
