@@ -1,8 +1,8 @@
-import { attentionTile, byHead, byToken, equalParts, tileOf } from '../onnx/attention.js';
+import { attentionTile, byHead, byToken, tileOf } from '../onnx/attention.js';
 import { add, cast, mul, neg } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { matmul } from '../onnx/linalg.js';
-import { concat, matrixTranspose, reshape, split } from '../onnx/movement.js';
+import { concat, equalParts, matrixTranspose, reshape, split } from '../onnx/movement.js';
 import { softmax } from '../onnx/norm.js';
 import { sum } from '../onnx/reduction.js';
 import { full } from '../tensor/tensor.js';

@@ -54,9 +54,10 @@ export function estimateGraphMemory(graph: Graph): GraphMemory {
   keepSharedWeights(graph);
   const nodes = graph.liveNodes();
   const folded = foldedValues(graph, nodes);
-  const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
+  const run = runNodes(nodes, folded);
   const { weights, compiling } = weightBytes(graph, run, folded);
-  const activations = plansInStages(graph) ? heldInStages(graph, nodes) : heldBytes(graph, run);
+  const whole = heldBytes(graph, run);
+  const activations = isWorthStages(graph, whole) ? heldInStages(graph, nodes) : whole;
   const state = [...graph.updates.values()].reduce((sum, v) => sum + sizeOf(v), 0);
   const engine = BYTES_A_SESSION + nodes.length * BYTES_A_NODE;
   return { weights, compiling, activations, state, engine };
@@ -117,10 +118,15 @@ const LARGE_PLAN = 2 ** 29;
 export function plansInStages(graph: Graph): boolean {
   if (!graph.staged) return false;
   const nodes = graph.liveNodes();
-  const folded = foldedValues(graph, nodes);
-  const run = nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
-  return heldBytes(graph, run) >= LARGE_PLAN;
+  return isWorthStages(graph, heldBytes(graph, runNodes(nodes, foldedValues(graph, nodes))));
 }
+
+/** @param whole what it holds when it is planned as a whole */
+const isWorthStages = (graph: Graph, whole: number): boolean => graph.staged && whole >= LARGE_PLAN;
+
+/** The nodes that are computed in each run. */
+const runNodes = (nodes: readonly Node[], folded: ReadonlySet<Value>): Node[] =>
+  nodes.filter((node) => !node.outputs.every((v) => folded.has(v)));
 
 /** What intermediate values take in a run in stages: each is planned by itself, beside what earlier stages left to later ones. */
 function heldInStages(graph: Graph, nodes: readonly Node[]): number {

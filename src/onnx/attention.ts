@@ -1,7 +1,7 @@
 import { cast, mul } from './elementwise.js';
 import { type Attributes, Graph, GraphError, type Node, type Value } from './graph.js';
 import { matmul } from './linalg.js';
-import { concat, matrixTranspose, reshape, split, transpose } from './movement.js';
+import { concat, equalParts, matrixTranspose, reshape, split, transpose } from './movement.js';
 import { softmax } from './norm.js';
 
 /**
@@ -90,6 +90,3 @@ function largestDivisor(n: number, limit: number): number {
   for (let d = Math.min(n, Math.floor(limit)); d > 1; d--) if (n % d === 0) return d;
   return 1;
 }
-
-export const equalParts = (whole: number, size: number): number[] =>
-  new Array<number>(whole / size).fill(size);

@@ -92,6 +92,10 @@ export function split(x: Value, sizes: readonly number[], axis: number): readonl
   return x.graph.add('Split', [x, ints(x, sizes, 'sizes')], results, { axis: { int: a } });
 }
 
+/** The sizes of the parts of an axis that is split into parts of one size, which divides it. */
+export const equalParts = (whole: number, size: number): number[] =>
+  new Array<number>(whole / size).fill(size);
+
 /**
  * Consecutive rows of a weight, [N, ...] -> [n, ...] each. Those of an initializer that lies in a file lie there too, one part after another: each is an initializer of its own, so that
  * nothing is copied.

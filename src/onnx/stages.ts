@@ -28,7 +28,7 @@ const STAGE = 400;
  * @param nodes in an order in which they can run
  */
 export function stagesOf(graph: Graph, nodes: readonly Node[]): Stages {
-  const isFrozen = ({ inputs }: Node): boolean => inputs.every((v) => !v || graph.isFrozen(v));
+  const isFrozen = ({ outputs }: Node): boolean => graph.isFrozen(outputs[0]!);
   const frozen = nodes.filter(isFrozen);
   const moving = nodes.filter((node) => !isFrozen(node));
   const stageOf = new Map(moving.map((node, i) => [node, Math.floor(i / STAGE)]));

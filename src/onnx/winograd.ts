@@ -3,7 +3,7 @@ import { conv2d, convTranspose2d } from './conv.js';
 import { add } from './elementwise.js';
 import { GraphError, type Value } from './graph.js';
 import { gemm, matmul } from './linalg.js';
-import { concat, reshape, split, transpose } from './movement.js';
+import { concat, equalParts, reshape, split, transpose } from './movement.js';
 
 /** Side of the squares of results that are computed together. */
 const OUT = 4;
@@ -37,7 +37,7 @@ export function winogradConv2d(x: Value, weight: Value, bias?: Value): Value {
   });
   const u = reshape(transformed, [IN * IN, o!, c]);
   // Image by image: the transformed image is the largest value of a network, and the engine then reads its tiles where they lie.
-  const images = split(x, new Array<number>(n).fill(1), 0).map((image) => {
+  const images = split(x, equalParts(n, 1), 0).map((image) => {
     const planes = reshape(image, [c, 1, h, w]);
     const spread = conv2d(planes, input, undefined, {
       stride: OUT,
