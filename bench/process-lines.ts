@@ -36,8 +36,11 @@ export class LineProcess {
     return this.read<T>();
   }
 
+  /** Ends it, without waiting for processes of its own that may still hold its ends of the pipes. */
   stop(): void {
     this.#reader.close();
     this.#child.kill();
+    for (const stream of this.#child.stdio) stream?.destroy();
+    this.#child.unref();
   }
 }
