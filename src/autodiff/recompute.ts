@@ -9,7 +9,7 @@ interface RecomputedRegion extends Region {
 
 /**
  * Builds a block whose inner values are computed again in the backward pass instead of being kept through it (gradient checkpointing; Chen et al., "Training deep
- * nets with sublinear memory cost", 2016).
+ * nets with sublinear memory cost", 2016). What attention over many keys gives is kept, and what follows from that and from weights alone.
  *
  * @param inputs the activations that enter the block; they are kept. Weights that the block reads need not be named.
  * @param block builds the block from them.
@@ -24,6 +24,13 @@ export function recompute<T extends Value | readonly Value[]>(
   const region: RecomputedRegion = { name: `recompute_${graph.nodes.length}`, boundary: new Set(inputs) };
   return graph.inRegion(region, () => block(...inputs));
 }
+
+/** From so many keys on, an element that attention gives costs as much as several that a linear layer gives: two multiplications a key. */
+const MANY_KEYS = 512;
+
+/** Whether what a node gives is kept all the same, as it costs more to have again than to hold. */
+const isKept = ({ operator, inputs }: Node): boolean =>
+  operator === 'MultiHeadAttention' && inputs[1]!.shape[1]! >= MANY_KEYS;
 
 /** The recomputed copies of a region's values, made when the backward pass first reaches the region. */
 export class Replay {
@@ -42,7 +49,7 @@ export class Replay {
       this.#copies.set(kept[i]!, copy);
     });
     for (const node of nodes) {
-      if (!node.inputs.some((v) => v && this.#copies.has(v))) continue;
+      if (isKept(node) || !node.inputs.some((v) => v && this.#copies.has(v))) continue;
       const outputs = gradient.graph.add(
         node.operator,
         node.inputs.map((v) => v && this.of(v)),
@@ -55,7 +62,7 @@ export class Replay {
     }
   }
 
-  /** The recomputed copy of a value, or the value itself where it does not depend on the region's inputs. */
+  /** The recomputed copy of a value, or the value itself where it is kept. */
   of(value: Value): Value {
     return this.#copies.get(value) ?? value;
   }
