@@ -3,7 +3,7 @@ import { GraphError, type Node, type Region, type Value } from '../onnx/graph.js
 import { sumTo } from '../onnx/reduction.js';
 import { full, zeros } from '../tensor/tensor.js';
 import { addToProduct } from './linalg.js';
-import { after } from './order.js';
+import { afterGradient } from './order.js';
 import { Replay } from './recompute.js';
 import type { RuleContext } from './rule.js';
 import { rules } from './rules.js';
@@ -131,7 +131,7 @@ function propagate(
   const parameter = inputs.findIndex((_, i) => isSmallParameter(node, i, walk));
   if (parameter >= 0) {
     const made = send(node.inputs[parameter]!, parameter);
-    const [later] = after([inputs[parameter]!], [made]);
+    const later = afterGradient(inputs[parameter]!, made);
     thunks = rule({ ...context, inputs: inputs.map((v, i) => (i === parameter ? later : v)) });
   }
   node.inputs.forEach((input, i) => {

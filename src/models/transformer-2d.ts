@@ -27,8 +27,7 @@ export function transformer2D(scope: Scope, x: Value, options: Transformer2DOpti
   const { depth, groups, linearProjection } = options;
   const [batch, channels, height, width] = x.shape as [number, number, number, number];
   const same = { in: channels, out: channels };
-  const toTokens = (v: Value): Value =>
-    reshape(transpose(v, [0, 2, 3, 1]), [batch, height * width, channels]); // [B, H*W, C]
+  const toTokens = (v: Value): Value => reshape(transpose(v, [0, 2, 3, 1]), [-1, channels]); // [B*H*W, C]
   const toImage = (v: Value): Value => transpose(reshape(v, [batch, height, width, channels]), [0, 3, 1, 2]); // [B, C, H, W]
 
   const normed = groupNorm(scope.at('norm'), x, { groups, eps: 1e-6 });
@@ -44,27 +43,34 @@ export function transformer2D(scope: Scope, x: Value, options: Transformer2DOpti
   return add(y, x);
 }
 
-/** Self-attention, cross-attention to the text and a gated feed-forward layer, each after a layer normalisation and around a residual connection: [B, T, C]. */
+/** Self-attention, cross-attention to the text and a gated feed-forward layer, each after a layer normalisation and around a residual connection: [B*T, C]. */
 function transformerBlock(scope: Scope, x: Value, options: Transformer2DOptions): Value {
   const { heads, context } = options;
-  const dim = x.shape[2]!;
+  const [batch, , contextDim] = context.shape as [number, number, number];
+  const dim = x.shape[1]!;
   const normed = (name: string, v: Value): Value => layerNorm(scope.at(name), v, { eps: 1e-5 });
   const self = normed('norm1', x);
-  let h = add(crossAttention(scope.at('attn1'), self, self, heads), x);
-  h = add(crossAttention(scope.at('attn2'), normed('norm2', h), context, heads), h);
+  let h = add(crossAttention(scope.at('attn1'), self, self, { batch, heads }), x);
+  const text = reshape(context, [-1, contextDim]); // [B*S, E]
+  h = add(crossAttention(scope.at('attn2'), normed('norm2', h), text, { batch, heads }), h);
   return add(gegluFeedForward(scope.at('ff'), normed('norm3', h), dim), h);
 }
 
-/** Attention of x [B, T, C] over `context` [B, S, E], with its projections `to_q`, `to_k`, `to_v` (no bias) and `to_out.0`. */
-function crossAttention(scope: Scope, x: Value, context: Value, heads: number): Value {
-  const dim = x.shape[2]!;
-  const contextDim = context.shape[2]!;
-  const q = linear(scope.at('to_q'), x, { in: dim, out: dim, bias: false });
-  const k = linear(scope.at('to_k'), context, { in: contextDim, out: dim, bias: false });
-  const v = linear(scope.at('to_v'), context, { in: contextDim, out: dim, bias: false });
-  return linear(
-    scope.at('to_out', 0),
-    multiHeadAttention(q, k, v, { heads, tile: scope.computation.attentionTile }),
-    { in: dim, out: dim },
-  );
+/** Attention of the tokens x [B*T, C] of each of B rows over its `context` [B*S, E], with its projections `to_q`, `to_k`, `to_v` (no bias) and `to_out.0`. */
+function crossAttention(
+  scope: Scope,
+  x: Value,
+  context: Value,
+  { batch, heads }: { readonly batch: number; readonly heads: number },
+): Value {
+  const dim = x.shape[1]!;
+  const projected = (name: string, v: Value): Value =>
+    reshape(linear(scope.at(name), v, { in: v.shape[1]!, out: dim, bias: false }), [batch, -1, dim]);
+  const mixed = multiHeadAttention(
+    projected('to_q', x),
+    projected('to_k', context),
+    projected('to_v', context),
+    { heads, tile: scope.computation.attentionTile },
+  ); // [B, T, C]
+  return linear(scope.at('to_out', 0), reshape(mixed, [-1, dim]), { in: dim, out: dim });
 }

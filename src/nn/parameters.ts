@@ -16,9 +16,11 @@ export interface Computation {
   readonly minimalFiltering: boolean;
   /** How many scores of attention are held at once in the backward pass; what suits a processor where it is left out. Larger tiles make fewer nodes, which is what costs a graphics card time. */
   readonly attentionTile?: number | undefined;
+  /** Whether the large rows of a training step go forwards and back one after another. One keeps a processor busy by itself; on a card every row would be as many nodes again. */
+  readonly rowsInTurn: boolean;
 }
 
-const ON_PROCESSOR: Computation = { type: 'float32', minimalFiltering: true };
+const ON_PROCESSOR: Computation = { type: 'float32', minimalFiltering: true, rowsInTurn: true };
 
 /** How a parameter starts when a model is trained from nothing. `uniform` draws from [-bound, bound]. */
 export type Initializer =

@@ -1,7 +1,7 @@
 import { abs, cast, less, mul, where } from '../onnx/elementwise.js';
 import type { Graph, Value } from '../onnx/graph.js';
 import { min } from '../onnx/reduction.js';
-import { flatten, groups } from './optimizer.js';
+import { byVector, flatten, groups, unflatten } from './optimizer.js';
 
 /** The factor that a loss is multiplied by before it is differentiated, so that small gradients do not vanish in half precision, and what decides the next one. */
 export interface LossScale {
@@ -45,9 +45,18 @@ export function updateWhereFinite(graph: Graph, gradients: readonly Value[], bui
   const finite = allFinite(gradients);
   const before = new Set(graph.updates.keys());
   build();
-  for (const input of graph.inputs) {
-    const next = graph.updates.get(input.name);
-    if (next && !before.has(input.name)) graph.updates.set(input.name, where(finite, next, input));
+  const updated = graph.inputs.filter(({ name }) => graph.updates.has(name) && !before.has(name));
+  const nexts = updated.map(({ name }) => graph.updates.get(name)!);
+  for (const members of byVector(nexts)) {
+    const inputs = members.map((i) => updated[i]!);
+    const chosen = where(finite, flatten(members.map((i) => nexts[i]!)), flatten(inputs));
+    const values = unflatten(
+      chosen,
+      inputs.map(({ shape }) => shape),
+    );
+    inputs.forEach(({ name }, i) => {
+      graph.updates.set(name, values[i]!);
+    });
   }
   return finite;
 }

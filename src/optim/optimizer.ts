@@ -1,4 +1,5 @@
-import type { Graph, Value } from '../onnx/graph.js';
+import { cast } from '../onnx/elementwise.js';
+import type { Graph, Node, Value } from '../onnx/graph.js';
 import { concat, reshape, split } from '../onnx/movement.js';
 import { elementCount, full, type Shape, type Tensor, zeros } from '../tensor/tensor.js';
 
@@ -42,29 +43,42 @@ export function groups(shapes: readonly Shape[]): number[][] {
   return small.length ? [small, ...result] : result;
 }
 
-/** Strings tensors together into one vector: the vector itself, where `unflatten` has just cut them from it. */
+/** Strings tensors together into one vector: the vector itself, where `unflatten` has just cut them from it. Those that were only cast before are strung together and then cast. */
 export function flatten(values: readonly Value[]): Value {
+  const sources = values.map(({ producer }) =>
+    producer?.operator === 'Cast' ? producer.inputs[0]! : undefined,
+  );
+  const dtype = sources[0]?.dtype;
+  if (values.length > 1 && sources.every((source) => source !== undefined && source.dtype === dtype))
+    return cast(flatten(sources as readonly Value[]), values[0]!.dtype);
   const pieces = values.map(asVector);
-  const first = pieces[0]!;
-  const cut = first.producer;
-  if (
-    cut?.operator === 'Split' &&
-    cut.outputs.length === pieces.length &&
-    cut.outputs.every((v, i) => v === pieces[i])
-  ) {
-    return cut.inputs[0]!;
-  }
-  return concat(pieces, 0);
+  const cut = pieces[0]!.producer;
+  return cut?.operator === 'Split' && areAll(cut.outputs, pieces) ? cut.inputs[0]! : concat(pieces, 0);
 }
 
-function asVector(value: Value): Value {
-  const source = value.producer?.operator === 'Reshape' ? value.producer.inputs[0]! : value;
-  return source.rank === 1 ? source : reshape(value, [-1]);
-}
+const areAll = (values: readonly Value[], others: readonly Value[]): boolean =>
+  values.length === others.length && values.every((v, i) => v === others[i]);
+
+const asVector = (value: Value): Value => reshape(value, [-1]);
+
+/** What a value is another shape of. */
+const reshaped = (value: Value): Value =>
+  value.producer?.operator === 'Reshape' ? value.producer.inputs[0]! : value;
 
 /** Cuts a vector into tensors of these shapes. */
 export function unflatten(vector: Value, shapes: readonly Shape[]): Value[] {
   return split(vector, shapes.map(elementCount), 0).map((piece, i) => reshape(piece, shapes[i]!));
+}
+
+/** Indices of values by the vector that `unflatten` cut them from; those of any other origin by themselves. */
+export function byVector(values: readonly Value[]): readonly (readonly number[])[] {
+  const members = new Map<Node | Value, number[]>();
+  values.forEach((value, i) => {
+    const { producer } = reshaped(value);
+    const key = producer?.operator === 'Split' ? producer : value;
+    members.set(key, [...(members.get(key) ?? []), i]);
+  });
+  return [...members.values()];
 }
 
 /** Zero state vectors, one a group, named `prefix.group`. */

@@ -81,6 +81,7 @@ const computationOn = (device: Device, type: ComputeType): Computation => ({
   type,
   minimalFiltering: device === 'cpu',
   attentionTile: attentionTiles[device],
+  rowsInTurn: device === 'cpu',
 });
 
 /** The text encoders' table of tokens. */
@@ -195,6 +196,11 @@ export class StableDiffusion {
   /** What the denoiser and the text encoders compute in. */
   get computeType(): ComputeType {
     return this.computation.type;
+  }
+
+  /** Whether the large rows of a training step go forwards and back one after another where it runs. */
+  get rowsInTurn(): boolean {
+    return this.computation.rowsInTurn;
   }
 
   /** The weights of each component with weights. */

@@ -51,7 +51,7 @@ export interface StepSettings extends UpdateSettings {
   readonly noiseOffset?: number;
   readonly gradientAccumulationSteps: number;
   readonly gradientCheckpointing: boolean;
-  /** Whether the class's rows go forwards and back only after the subject's, in the memory that those leave; where rows are large by default. */
+  /** Whether the class's rows go forwards and back only after the subject's, in the memory that those leave; where rows are large and the model says so by default. */
   readonly inTurn?: boolean;
   /** Whether the update goes over what is trained piece by piece, apart from the step's graph; where it is large by default. */
   readonly inPieces?: boolean;
@@ -154,7 +154,7 @@ export function buildStep(
     };
   };
   // Where whole weights train, a first set of their gradients would wait for the second.
-  const savesMemory = places(shape) >= LARGE_ROW && trainable.weights === undefined;
+  const savesMemory = model.rowsInTurn && places(shape) >= LARGE_ROW && trainable.weights === undefined;
   const inTurn = settings.priors > 0 && (settings.inTurn ?? savesMemory);
   const batch = batchOf(0, inTurn ? instances : rows);
   const parameters = [...inputs!.values(), ...(text?.inputs.values() ?? [])];

@@ -155,7 +155,7 @@ suite('structure of graphs', () => {
     };
     assert.ok(!operatorsOf(build(256, 8)).includes('MatMul'), 'too few places');
     assert.ok(!operatorsOf(build(128, 32)).includes('MatMul'), 'too few channels');
-    const onCard: Computation = { type: 'float32', minimalFiltering: false };
+    const onCard: Computation = { type: 'float32', minimalFiltering: false, rowsInTurn: false };
     assert.ok(!operatorsOf(build(256, 32, onCard)).includes('MatMul'), 'for a graphics card');
     matchSnapshot('minimal-filtering', printGraph(build(256, 32)));
   });

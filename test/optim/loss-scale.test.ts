@@ -83,3 +83,51 @@ test('steps whose gradients overflow change nothing, as in PyTorch, and AdamW do
     await engine.close();
   }
 });
+
+test('parameters that are updated as one vector are kept or changed as one, to the bit', async () => {
+  const graph = new Graph('guarded');
+  const shapes = [[2, 3], [4]] as const;
+  const parameters = shapes.map((shape, i) => graph.input(`p${i}`, 'float32', shape));
+  const gradients = shapes.map((shape, i) => graph.input(`g${i}`, 'float32', shape));
+  const optimizer = adamw();
+  updateWhereFinite(graph, gradients, () => optimizer.update(graph, parameters, gradients));
+  const choices = graph.liveNodes().filter(({ operator }) => operator === 'Where').length;
+  assert.equal(choices, 3, 'the parameters, and two moments');
+  const engine = createNodeEngine({ threads: 1 });
+  try {
+    const program = await engine.compile(graph);
+    const start = new Map<string, Tensor>([
+      ['p0', float32([2, 3], [1, 2, 3, 4, 5, 6])],
+      ['p1', float32([4], [-1, -2, -3, -4])],
+      ...optimizer.init(shapes.map((shape, i) => ({ name: `p${i}`, shape }))),
+    ]);
+    const state = await engine.state(start);
+    const step = (last: number) =>
+      program.run(
+        {
+          g0: float32([2, 3], [1, 1, 1, -1, -1, -1]),
+          g1: float32([4], [1, -1, 1, last]),
+          ...optimizer.feeds(1, 0.5),
+        },
+        state,
+      );
+    await step(Number.NaN);
+    assert.deepEqual(await state.read(), start);
+    await step(-1);
+    const after = await state.read();
+    // The first step of Adam is the learning rate against the gradient's sign, besides the decay.
+    const expected = (before: number, sign: number): number => before * (1 - 0.5 * 0.01) - 0.5 * sign;
+    const p0 = float32(
+      [2, 3],
+      [1, 2, 3, 4, 5, 6].map((v, i) => expected(v, i < 3 ? 1 : -1)),
+    );
+    const p1 = float32(
+      [4],
+      [-1, -2, -3, -4].map((v, i) => expected(v, i % 2 === 0 ? 1 : -1)),
+    );
+    assert.ok(relativeError(after.get('p0')!, p0) < 2e-6);
+    assert.ok(relativeError(after.get('p1')!, p1) < 2e-6);
+  } finally {
+    await engine.close();
+  }
+});

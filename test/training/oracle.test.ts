@@ -4,6 +4,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { after, before, suite, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import type { Device } from '../../src/engine/device.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
 import type { ComputeType } from '../../src/nn/parameters.js';
@@ -265,4 +266,30 @@ suite('training against PyTorch', () => {
     test(`${c.name}, with gradient checkpointing`, () => check(c, true));
     test(`${c.name}, with gradient checkpointing, in half precision`, () => check(c, true, 'float16'));
   }
+});
+
+test('large rows of a step go forwards one after another on a processor, and together on a card', async () => {
+  const { folder } = Object.values(worlds)[0]!;
+  const passes = async (device: Device, side: number): Promise<number> => {
+    const model = await StableDiffusion.open(fileURLToPath(goldenPath(folder)), { device });
+    const { micro } = buildStep(model, {
+      objective: { method: 'dreambooth' },
+      priorLossWeight: 1,
+      trainable: { lora: { rank: 2, alpha: 2, textEncoder: false } },
+      instances: 1,
+      priors: 1,
+      resolution: side * model.downscale,
+      gradientAccumulationSteps: 1,
+      gradientCheckpointing: false,
+      maxGradNorm: 1,
+      ema: false,
+      optimizer: adamw(),
+    });
+    // Every pass has one.
+    return micro.liveNodes().filter(({ operator }) => operator === 'Cos').length;
+  };
+  assert.equal(await passes('cpu', 64), 2);
+  assert.equal(await passes('cpu', 32), 1);
+  assert.equal(await passes('cuda', 64), 1);
+  assert.equal(await passes('webgpu', 64), 1);
 });
