@@ -73,7 +73,7 @@ export interface UNet2DConditionInputs extends Condition {
 }
 
 export interface UNet2DConditionOptions {
-  /** Compute the inner values of every block again in the backward pass instead of keeping them: less memory, about a third more time. Default false. */
+  /** Compute the inner values of every block again in the backward pass instead of keeping them, but for what convolutions and attention over many tokens give: less memory, about a sixth more time. Default false. */
   readonly gradientCheckpointing?: boolean;
 }
 

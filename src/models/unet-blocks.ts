@@ -27,7 +27,7 @@ export interface Level {
 export interface Conditions {
   readonly time: Value;
   readonly context: Value;
-  /** Whether inner values are computed again in the backward pass: those of a transformer, and of a residual block what is cheap to have again. */
+  /** Whether inner values are computed again in the backward pass: those of a transformer but for its attention over many tokens, and of a residual block what is cheap to have again. */
   readonly recompute: boolean;
 }
 

@@ -16,7 +16,7 @@ export interface Computation {
   readonly minimalFiltering: boolean;
   /** How many scores of attention are held at once in the backward pass; what suits a processor where it is left out. Larger tiles make fewer nodes, which is what costs a graphics card time. */
   readonly attentionTile?: number | undefined;
-  /** Whether the large rows of a training step go forwards and back one after another. One keeps a processor busy by itself; on a card every row would be as many nodes again. */
+  /** Whether the class's rows of a training step, where rows are large, go forwards and back after the subject's. One keeps a processor busy by itself; on a card a second pass would be as many nodes again. */
   readonly rowsInTurn: boolean;
 }
 

@@ -21,11 +21,8 @@ export function reshape(x: Value, shape: Shape): Value {
   if (elementCount(full) !== x.size || full.some((d) => !Number.isInteger(d))) {
     throw new GraphError(`${x} cannot take the shape [${shape.join(', ')}]`);
   }
-  // Of a chain of reshapes only the last one counts.
-  const source = x.producer?.operator === 'Reshape' ? x.producer.inputs[0]! : x;
-  if (full.join() === source.shape.join()) return source;
   if (full.join() === x.shape.join()) return x;
-  return x.graph.add('Reshape', [source, ints(x, full, 'shape')], [{ dtype: x.dtype, shape: full }])[0]!;
+  return x.graph.add('Reshape', [x, ints(x, full, 'shape')], [{ dtype: x.dtype, shape: full }])[0]!;
 }
 
 export function squeeze(x: Value, axes: readonly number[]): Value {

@@ -49,13 +49,16 @@ export function updateWhereFinite(graph: Graph, gradients: readonly Value[], bui
   const nexts = updated.map(({ name }) => graph.updates.get(name)!);
   for (const members of byVector(nexts)) {
     const inputs = members.map((i) => updated[i]!);
-    const chosen = where(finite, flatten(members.map((i) => nexts[i]!)), flatten(inputs));
-    const values = unflatten(
-      chosen,
-      inputs.map(({ shape }) => shape),
-    );
+    const own = members.map((i) => nexts[i]!);
+    const chosen =
+      members.length === 1
+        ? [where(finite, own[0]!, inputs[0]!)]
+        : unflatten(
+            where(finite, flatten(own), flatten(inputs)),
+            inputs.map(({ shape }) => shape),
+          );
     inputs.forEach(({ name }, i) => {
-      graph.updates.set(name, values[i]!);
+      graph.updates.set(name, chosen[i]!);
     });
   }
   return finite;

@@ -59,7 +59,10 @@ export function flatten(values: readonly Value[]): Value {
 const areAll = (values: readonly Value[], others: readonly Value[]): boolean =>
   values.length === others.length && values.every((v, i) => v === others[i]);
 
-const asVector = (value: Value): Value => reshape(value, [-1]);
+function asVector(value: Value): Value {
+  const source = reshaped(value);
+  return source.rank === 1 ? source : reshape(value, [-1]);
+}
 
 /** What a value is another shape of. */
 const reshaped = (value: Value): Value =>
@@ -70,15 +73,17 @@ export function unflatten(vector: Value, shapes: readonly Shape[]): Value[] {
   return split(vector, shapes.map(elementCount), 0).map((piece, i) => reshape(piece, shapes[i]!));
 }
 
-/** Indices of values by the vector that `unflatten` cut them from; those of any other origin by themselves. */
+/** Indices of values by the vector that `unflatten` cut them from, in the order in which they lie there; those of any other origin by themselves. */
 export function byVector(values: readonly Value[]): readonly (readonly number[])[] {
   const members = new Map<Node | Value, number[]>();
-  values.forEach((value, i) => {
-    const { producer } = reshaped(value);
-    const key = producer?.operator === 'Split' ? producer : value;
-    members.set(key, [...(members.get(key) ?? []), i]);
+  const pieces = values.map(reshaped);
+  pieces.forEach((piece, i) => {
+    const { producer } = piece;
+    const vector = producer?.operator === 'Split' ? producer : values[i]!;
+    members.set(vector, [...(members.get(vector) ?? []), i]);
   });
-  return [...members.values()];
+  const place = (i: number): number => pieces[i]!.producer?.outputs.indexOf(pieces[i]!) ?? 0;
+  return [...members.values()].map((indices) => indices.sort((a, b) => place(a) - place(b)));
 }
 
 /** Zero state vectors, one a group, named `prefix.group`. */

@@ -198,7 +198,7 @@ export class StableDiffusion {
     return this.computation.type;
   }
 
-  /** Whether the large rows of a training step go forwards and back one after another where it runs. */
+  /** Whether the class's rows of a training step, where rows are large, go forwards and back after the subject's where it runs. */
   get rowsInTurn(): boolean {
     return this.computation.rowsInTurn;
   }

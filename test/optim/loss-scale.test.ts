@@ -3,8 +3,9 @@ import { test } from 'node:test';
 import { createNodeEngine } from '../../src/engine/node.js';
 import { Graph } from '../../src/onnx/graph.js';
 import { adamw } from '../../src/optim/adamw.js';
+import { ema } from '../../src/optim/ema.js';
 import { initialLossScale, nextLossScale, updateWhereFinite } from '../../src/optim/loss-scale.js';
-import { float32, type Tensor } from '../../src/tensor/tensor.js';
+import { float32, full, type Tensor, zeros } from '../../src/tensor/tensor.js';
 import { goldenJson, relativeError } from '../goldens.js';
 
 /** What torch.amp.GradScaler does, as scripts/goldens/loss_scale.py writes it. */
@@ -87,18 +88,32 @@ test('steps whose gradients overflow change nothing, as in PyTorch, and AdamW do
 test('parameters that are updated as one vector are kept or changed as one, to the bit', async () => {
   const graph = new Graph('guarded');
   const shapes = [[2, 3], [4]] as const;
-  const parameters = shapes.map((shape, i) => graph.input(`p${i}`, 'float32', shape));
+  // Inputs of the graph in another order than they are updated in.
+  const parameters = [...shapes.entries()]
+    .reverse()
+    .map(([i, shape]) => graph.input(`p${i}`, 'float32', shape))
+    .reverse();
   const gradients = shapes.map((shape, i) => graph.input(`g${i}`, 'float32', shape));
   const optimizer = adamw();
-  updateWhereFinite(graph, gradients, () => optimizer.update(graph, parameters, gradients));
-  const choices = graph.liveNodes().filter(({ operator }) => operator === 'Where').length;
-  assert.equal(choices, 3, 'the parameters, and two moments');
+  updateWhereFinite(graph, gradients, () => {
+    optimizer.update(graph, parameters, gradients);
+    ema(graph, parameters);
+  });
+  const nodes = graph.liveNodes();
+  const choices = nodes.filter(({ operator }) => operator === 'Where').length;
+  assert.equal(choices, 5, 'the parameters together, two moments, two averages');
+  const rejoined = nodes.filter(
+    ({ operator, inputs }) => operator === 'Concat' && inputs.some((v) => v?.producer?.operator === 'Split'),
+  );
+  assert.deepEqual(rejoined, [], 'what was cut stays cut');
   const engine = createNodeEngine({ threads: 1 });
   try {
     const program = await engine.compile(graph);
     const start = new Map<string, Tensor>([
       ['p0', float32([2, 3], [1, 2, 3, 4, 5, 6])],
       ['p1', float32([4], [-1, -2, -3, -4])],
+      ['ema.p0', zeros([2, 3])],
+      ['ema.p1', zeros([4])],
       ...optimizer.init(shapes.map((shape, i) => ({ name: `p${i}`, shape }))),
     ]);
     const state = await engine.state(start);
@@ -108,6 +123,7 @@ test('parameters that are updated as one vector are kept or changed as one, to t
           g0: float32([2, 3], [1, 1, 1, -1, -1, -1]),
           g1: float32([4], [1, -1, 1, last]),
           ...optimizer.feeds(1, 0.5),
+          'ema.decay': full([], 0),
         },
         state,
       );
@@ -127,6 +143,8 @@ test('parameters that are updated as one vector are kept or changed as one, to t
     );
     assert.ok(relativeError(after.get('p0')!, p0) < 2e-6);
     assert.ok(relativeError(after.get('p1')!, p1) < 2e-6);
+    assert.deepEqual(after.get('ema.p0'), after.get('p0'));
+    assert.deepEqual(after.get('ema.p1'), after.get('p1'));
   } finally {
     await engine.close();
   }

@@ -2,9 +2,10 @@ import assert from 'node:assert/strict';
 import { after, before, suite, test } from 'node:test';
 import type { Engine } from '../../src/engine/engine.js';
 import { createNodeEngine } from '../../src/engine/node.js';
+import { cast } from '../../src/onnx/elementwise.js';
 import { Graph, type Value } from '../../src/onnx/graph.js';
 import { type AdamWOptions, adamw } from '../../src/optim/adamw.js';
-import { clipByGlobalNorm } from '../../src/optim/clipping.js';
+import { clipByGlobalNorm, globalNorm } from '../../src/optim/clipping.js';
 import { ema, emaDecay, emaName } from '../../src/optim/ema.js';
 import { groups, type Optimizer, scalarFeed } from '../../src/optim/optimizer.js';
 import { type ScheduleOptions, scheduleFactor } from '../../src/optim/schedule.js';
@@ -162,4 +163,15 @@ test('learning-rate schedules are those of diffusers', () => {
       );
     });
   }
+});
+
+test('gradients in halves are cast as one vector', () => {
+  const graph = new Graph('norm');
+  const halves = [[2, 3], [4], [5, 1]].map((shape, i) => graph.input(`g${i}`, 'float16', shape));
+  graph.output('norm', globalNorm(halves.map((half) => cast(half, 'float32'))));
+  const casts = graph.liveNodes().filter(({ operator }) => operator === 'Cast');
+  assert.deepEqual(
+    casts.map(({ outputs }) => outputs[0]!.shape),
+    [[15]],
+  );
 });

@@ -268,7 +268,7 @@ suite('training against PyTorch', () => {
   }
 });
 
-test('large rows of a step go forwards one after another on a processor, and together on a card', async () => {
+test('the class’s rows go after the subject’s on a processor, where they are large, and with them on a card', async () => {
   const { folder } = Object.values(worlds)[0]!;
   const passes = async (device: Device, side: number): Promise<number> => {
     const model = await StableDiffusion.open(fileURLToPath(goldenPath(folder)), { device });
