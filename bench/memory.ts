@@ -1,5 +1,5 @@
 // Compares the estimate of a run's memory with the most that the run held, each in a process of its own.
-// npm run bench:memory -- [--write] [--threads N] [--model FOLDER]; --write puts the table into docs/benchmarks.md. Takes some minutes and up to 4 GiB.
+// npm run bench:memory -- [--write] [--threads N] [--model FOLDER] [--only TEXT]; --write puts the table into docs/benchmarks.md. Takes some minutes and up to 4 GiB.
 import { execFile } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
 import { allocatorSettings } from '../src/engine/allocator.js';
 import { onnxRuntimeVersion } from '../src/engine/version.js';
+import { PortrayalError, UsageError } from '../src/errors.js';
 import { estimatePersonalisation, type PersonaliseOptions } from '../src/workflows/personalise.js';
 import { bundledSubjectPath } from '../src/workflows/shipped.js';
 import { writeDocsSection } from './docs-section.js';
@@ -18,6 +19,8 @@ const { values: flags } = parseArgs({
     write: { type: 'boolean', default: false },
     /** A model of the shape of Stable Diffusion 1.5, to be measured too. */
     model: { type: 'string' },
+    /** Runs whose model or description has this in it, and nothing else. */
+    only: { type: 'string' },
     threads: { type: 'string', default: String(availableParallelism()) },
   },
 });
@@ -136,8 +139,12 @@ try {
     [FULL_SIZE]: flags.model && resolve(flags.model),
   };
   const cases = [...fitted, ...others(encoder), ...(flags.model === undefined ? [] : full)];
+  const { only } = flags;
+  if (only !== undefined && flags.write)
+    throw new UsageError('--write writes the whole table: leave --only out.');
   const rows: string[] = [];
   for (const [i, [model, what, changes]] of cases.entries()) {
+    if (only !== undefined && !`${model}, ${what}`.includes(only)) continue;
     const options: PersonaliseOptions = {
       model: paths[model],
       images: bundledSubjectPath(),
@@ -176,7 +183,12 @@ try {
     process.stdout.write(`${rows.at(-1)}\n`);
     await rm(options.output, { recursive: true });
   }
+  if (rows.length === 0) throw new UsageError(`--only ${only}: no run has it in its description.`);
   if (flags.write) await writeTable(rows);
+} catch (error) {
+  if (!(error instanceof PortrayalError)) throw error;
+  console.error(error.message);
+  process.exitCode = error.exitCode;
 } finally {
   await rm(folder, { recursive: true, force: true });
 }
