@@ -131,8 +131,6 @@ const { values: options } = parseArgs({
 });
 
 const device = options.device as Device;
-if (!devices.includes(device))
-  throw new UsageError(`--device ${device}: expected one of ${devices.join(', ')}.`);
 const sizeOnProcessor = options.full ? FULL : BASE;
 const size = device === 'cpu' ? sizeOnProcessor : onCard(sizeOnProcessor);
 
@@ -467,6 +465,8 @@ function chosenCases(): readonly Case[] {
 }
 
 async function main(): Promise<void> {
+  if (!devices.includes(device))
+    throw new UsageError(`--device ${device}: expected one of ${devices.join(', ')}.`);
   const threads = count('threads', 1);
   count('repeats', 3);
   const cases = chosenCases();
