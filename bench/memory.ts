@@ -130,6 +130,8 @@ const full: readonly Case[] = [
 
 const folder = await mkdtemp(join(tmpdir(), 'portrayal-memory-'));
 try {
+  if (flags.only !== undefined && flags.write)
+    throw new UsageError('--write writes the whole table: leave --only out.');
   const midSizePath = join(folder, 'model');
   await writeRandomModel(midSizePath, midSize);
   const encoder = join(folder, 'encoder');
@@ -139,18 +141,18 @@ try {
     [FULL_SIZE]: flags.model && resolve(flags.model),
   };
   const cases = [...fitted, ...others(encoder), ...(flags.model === undefined ? [] : full)];
-  const { only } = flags;
-  if (only !== undefined && flags.write)
-    throw new UsageError('--write writes the whole table: leave --only out.');
+  const { only = '' } = flags;
+  const chosen = cases.filter(([model, what]) => `${model}, ${what}`.includes(only));
+  if (chosen.length === 0) throw new UsageError(`--only ${only}: no run has it in its description.`);
   const rows: string[] = [];
-  for (const [i, [model, what, changes]] of cases.entries()) {
-    if (only !== undefined && !`${model}, ${what}`.includes(only)) continue;
+  for (const one of chosen) {
+    const [model, what, changes] = one;
     const options: PersonaliseOptions = {
       model: paths[model],
       images: bundledSubjectPath(),
       instancePrompt: 'a photo of sks backpack',
       classPrompt: 'a photo of backpack',
-      output: join(folder, `run-${i}`),
+      output: join(folder, 'run'),
       steps: 2,
       numClassImages: 1,
       validationPrompts: ['a sks backpack'],
@@ -173,7 +175,7 @@ try {
     const cells = [
       model,
       what,
-      i < fitted.length ? 'yes' : 'no',
+      fitted.includes(one) ? 'yes' : 'no',
       peak.name,
       mebibytes(peak.total),
       mebibytes(measured),
@@ -183,7 +185,6 @@ try {
     process.stdout.write(`${rows.at(-1)}\n`);
     await rm(options.output, { recursive: true });
   }
-  if (rows.length === 0) throw new UsageError(`--only ${only}: no run has it in its description.`);
   if (flags.write) await writeTable(rows);
 } catch (error) {
   if (!(error instanceof PortrayalError)) throw error;

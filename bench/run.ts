@@ -337,7 +337,7 @@ async function dpgOverDreamBooth(path: string, temporary: string): Promise<numbe
     starts.push(() => ourProcess(scripts[0], task));
   }
   const [dpg, dreambooth] = await measure(starts, count('repeats', 3));
-  return median(dpg!.seconds.map((seconds, i) => seconds / dreambooth!.seconds[i]!));
+  return median(turnRatios(dpg!, dreambooth!));
 }
 
 const FLAT_STEPS = 30;
@@ -377,9 +377,11 @@ const spread = ({ seconds }: Side): string =>
 const ratioOf = ({ ours, pytorch }: Result): number | undefined =>
   pytorch && median(ours.seconds) / median(pytorch.seconds);
 /** The ratios of the steps that followed one another: a machine that is busy with other things for a while slows both. */
-const turnRatios = ({ ours, pytorch }: Result): string => {
+const turnRatios = (side: Side, other: Side): number[] =>
+  side.seconds.map((seconds, i) => seconds / other.seconds[i]!);
+const ratioSpread = ({ ours, pytorch }: Result): string => {
   if (!pytorch) return '-';
-  const ratios = ours.seconds.map((seconds, i) => seconds / pytorch.seconds[i]!);
+  const ratios = turnRatios(ours, pytorch);
   const [middle, least, most] = [median(ratios), Math.min(...ratios), Math.max(...ratios)];
   return `${middle.toFixed(2)} (${least.toFixed(2)} to ${most.toFixed(2)})`;
 };
@@ -399,7 +401,7 @@ function table(results: readonly Result[]): string {
     '|---|---|---|---|',
     ...row('time, median (fastest to slowest)', spread),
     ...results.map((r) => `| ${r.title} | ratio of the medians | ${ratioOf(r)?.toFixed(2) ?? '-'} | 1 |`),
-    ...results.map((r) => `| ${r.title} | ratio of a turn, median (least to most) | ${turnRatios(r)} | 1 |`),
+    ...results.map((r) => `| ${r.title} | ratio of a turn, median (least to most) | ${ratioSpread(r)} | 1 |`),
     ...row('graph build + compile', compile),
     ...row('start of the process to the end of its first run', (s) => `${s.startSeconds.toFixed(1)} s`),
     ...row('peak memory of the process', (s) => mebibytes(s.peakBytes)),

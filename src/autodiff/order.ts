@@ -1,7 +1,6 @@
-import { add, cast, less, where } from '../onnx/elementwise.js';
+import { add, cast, less, scalar, where } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { reshape, slice } from '../onnx/movement.js';
-import { tensor } from '../tensor/tensor.js';
 
 /**
  * `values`, computed after `earlier`: a zero that is worked out from their first elements is added to them. The engine runs a graph from its results backwards, and merges
@@ -21,6 +20,6 @@ export function after(values: readonly Value[], earlier: readonly Value[]): read
 
 /** A small parameter, computed after its gradient: a choice between the two that always falls on the parameter, one node in place of the six of `after`. */
 export function afterGradient(parameter: Value, gradient: Value): Value {
-  const never = parameter.graph.constant(tensor('bool', [], Uint8Array.of(0)), 'never');
+  const never = parameter.graph.constant(scalar('bool', 0), 'never');
   return where(never, gradient, parameter);
 }

@@ -80,7 +80,9 @@ export function byVector(values: readonly Value[]): readonly (readonly number[])
   pieces.forEach((piece, i) => {
     const { producer } = piece;
     const vector = producer?.operator === 'Split' ? producer : values[i]!;
-    members.set(vector, [...(members.get(vector) ?? []), i]);
+    const others = members.get(vector);
+    if (others) others.push(i);
+    else members.set(vector, [i]);
   });
   const place = (i: number): number => pieces[i]!.producer?.outputs.indexOf(pieces[i]!) ?? 0;
   return [...members.values()].map((indices) => indices.sort((a, b) => place(a) - place(b)));
