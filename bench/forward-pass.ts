@@ -23,11 +23,11 @@ const model = await StableDiffusion.open(path);
 const feeds = Object.fromEntries(forwardInputs(model, part));
 
 const building = performance.now();
-const graphs = drawingGraphs(model, { batchSize: 1 });
+const graphs = drawingGraphs(model);
 const parts: Readonly<Record<ForwardPart, readonly [graph: () => Graph, output: string]>> = {
   denoiser: [() => graphs.denoiser(2), 'prediction'],
-  'text encoder': [() => graphs.text, 'condition'],
-  'autoencoder, decoding': [() => graphs.decode, 'pixels'],
+  'text encoder': [graphs.text, 'condition'],
+  'autoencoder, decoding': [() => graphs.decoder(1), 'pixels'],
   'autoencoder, encoding': [() => encoderGraph(model, feeds.pixels!.shape), 'mean'],
 };
 const [graph, output] = parts[part];

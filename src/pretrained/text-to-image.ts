@@ -1,6 +1,6 @@
 import { withGuidance } from '../diffusion/guidance.js';
 import type { SamplerChoice } from '../diffusion/scheduler-config.js';
-import type { Engine, Program, State } from '../engine/engine.js';
+import type { Engine, State } from '../engine/engine.js';
 import { LazyPrograms } from '../engine/lazy-programs.js';
 import { CancelledError, ModelError } from '../errors.js';
 import { wholePicture } from '../models/size-condition.js';
@@ -21,6 +21,11 @@ export interface TextToImageOptions {
   readonly batchSize?: number;
   /** What is read from the state given to `draw`. */
   readonly adaptation?: Adaptation;
+  /**
+   * Whether no two of the programs are held at a time: each call of `draw` makes them anew, and goes with all of its pictures through one before the next. Pictures stay
+   * the same. Default false.
+   */
+  readonly inTurn?: boolean;
 }
 
 export interface DrawingRequest {
@@ -69,19 +74,26 @@ export interface VisitedState {
 /** What drawing runs. */
 export interface DrawingGraphs {
   /** One prompt. */
-  readonly text: Graph;
+  readonly text: () => Graph;
   /** So many rows: each picture has one, and with guidance another. */
   readonly denoiser: (rows: number) => Graph;
-  readonly decode: Graph;
+  /** So many pictures. */
+  readonly decoder: (pictures: number) => Graph;
 }
 
-export function drawingGraphs(model: StableDiffusion, options: TextToImageOptions = {}): DrawingGraphs {
-  const { resolution = model.resolution, batchSize = drawnAtOnce(resolution), adaptation = {} } = options;
+export function drawingGraphs(
+  model: StableDiffusion,
+  options: Pick<TextToImageOptions, 'resolution' | 'adaptation'> = {},
+): DrawingGraphs {
+  const { resolution = model.resolution, adaptation = {} } = options;
   const shape = model.latentShape(resolution);
 
-  const text = new Graph('text_encoder');
-  const { result: embedding } = model.textEncoder(text, 1, adaptation);
-  for (const [name, value] of Object.entries(embedding)) text.output(name, value);
+  const text = (): Graph => {
+    const graph = new Graph('text_encoder');
+    const { result: embedding } = model.textEncoder(graph, 1, adaptation);
+    for (const [name, value] of Object.entries(embedding)) graph.output(name, value);
+    return graph;
+  };
 
   const denoiser = (rows: number): Graph => {
     const denoise = new Graph('denoiser');
@@ -94,10 +106,13 @@ export function drawingGraphs(model: StableDiffusion, options: TextToImageOption
     return denoise;
   };
 
-  const decode = new Graph('decoder');
-  const latents = decode.input('latents', 'float32', [batchSize, ...shape]);
-  decode.output('pixels', model.decoder(decode, div(latents, model.vaeConfig.scalingFactor)));
-  return { text, denoiser, decode };
+  const decoder = (pictures: number): Graph => {
+    const graph = new Graph('decoder');
+    const latents = graph.input('latents', 'float32', [pictures, ...shape]);
+    graph.output('pixels', model.decoder(graph, div(latents, model.vaeConfig.scalingFactor)));
+    return graph;
+  };
+  return { text, denoiser, decoder };
 }
 
 /** Up to this many pixels drawing several pictures at once is faster; beyond it takes only more memory. */
@@ -109,7 +124,10 @@ export function drawnAtOnce(resolution: number): number {
   return Math.max(1, Math.min(MOST_AT_ONCE, Math.floor(PIXELS_AT_ONCE / resolution ** 2)));
 }
 
-/** Draws pictures from prompts with a sampler and classifier-free guidance. Its programs are compiled once. */
+/** Batches of a call where programs are made anew for each: they take a fiftieth of the time that drawing four pictures of 512 pixels takes, and a stop loses few. */
+const BATCHES_IN_TURN = 4;
+
+/** Draws pictures from prompts with a sampler and classifier-free guidance. */
 export class TextToImage {
   private constructor(
     private readonly model: StableDiffusion,
@@ -117,31 +135,40 @@ export class TextToImage {
     private readonly shape: readonly [number, number, number],
     /** Pictures drawn at once. */
     readonly batch: number,
+    private readonly inTurn: boolean,
+    private readonly texts: LazyPrograms<1>,
     /** By rows: with guidance each picture has two, without it one. */
     private readonly denoisers: LazyPrograms<number>,
-    private readonly textProgram: Program,
     /** Of so many pictures; made when one is finished, as roll-outs finish none. */
     private readonly decoders: LazyPrograms<number>,
   ) {}
 
-  /** Compiles the programs for one resolution and batch. With variables, every `draw` needs a `state` that holds them. */
+  /** For one resolution and batch. With variables, every `draw` needs a `state` that holds them. */
   static async create(
     model: StableDiffusion,
     engine: Engine,
     options: TextToImageOptions = {},
   ): Promise<TextToImage> {
-    const { resolution = model.resolution, batchSize = drawnAtOnce(resolution) } = options;
+    const { resolution = model.resolution, batchSize = drawnAtOnce(resolution), inTurn = false } = options;
     const shape = model.latentShape(resolution);
-    const { text, denoiser, decode } = drawingGraphs(model, options);
+    const { text, denoiser, decoder } = drawingGraphs(model, options);
+    const texts = new LazyPrograms<1>(engine, text);
+    await texts.of(1);
     return new TextToImage(
       model,
       resolution,
       shape,
       batchSize,
+      inTurn,
+      texts,
       new LazyPrograms(engine, denoiser),
-      await engine.compile(text),
-      new LazyPrograms(engine, () => decode),
+      new LazyPrograms(engine, decoder),
     );
+  }
+
+  /** How many pictures to ask of one call of `draw` where each is wanted as soon as may be: those that are drawn at once, or more where every call makes programs anew. */
+  get share(): number {
+    return this.inTurn ? BATCHES_IN_TURN * this.batch : this.batch;
   }
 
   /**
@@ -152,14 +179,21 @@ export class TextToImage {
    */
   async draw(requests: readonly DrawingRequest[], options: DrawOptions = {}): Promise<DrawnImage[]> {
     const { steps = 30, onProgress } = options;
-    const total = Math.ceil(requests.length / this.batch) * steps;
-    const images: DrawnImage[] = [];
-    for (let start = 0; start < requests.length; start += this.batch) {
-      const batch = requests.slice(start, start + this.batch);
-      const before = (start / this.batch) * steps;
-      const drawn = await this.#drawBatch(batch, options, (done) => onProgress?.(before + done, total));
-      images.push(...drawn);
+    const batches = this.#batches(requests);
+    const total = batches.length * steps;
+    const embed = this.#embedder(options.state);
+    const embeddings: BatchEmbeddings[] = [];
+    for (const batch of batches) embeddings.push(await this.#embedBatch(batch, embed, options));
+    await this.#letGo(this.texts);
+    const latents: Tensor<'float32'>[] = [];
+    for (const [b, batch] of batches.entries()) {
+      const onStep = (done: number) => onProgress?.(b * steps + done, total);
+      latents.push(await this.#sample(batch, embeddings[b]!, options, { onStep }));
     }
+    await this.#letGo(this.denoisers);
+    const images: DrawnImage[] = [];
+    for (const [b, batch] of batches.entries()) images.push(...(await this.#decode(batch, latents[b]!)));
+    await this.#letGo(this.decoders);
     return images;
   }
 
@@ -171,12 +205,12 @@ export class TextToImage {
    */
   async visit(requests: readonly DrawingRequest[], options: DrawOptions = {}): Promise<VisitedState[][]> {
     const visited: VisitedState[][] = requests.map(() => []);
-    for (let start = 0; start < requests.length; start += this.batch) {
-      const batch = requests.slice(start, start + this.batch);
-      await this.#sample(batch, options, {
+    const embed = this.#embedder(options.state);
+    for (const [b, batch] of this.#batches(requests).entries()) {
+      await this.#sample(batch, await this.#embedBatch(batch, embed, options), options, {
         onState: (samples, timestep) => {
           batch.forEach(({ prompt }, i) => {
-            visited[start + i]!.push({ prompt, sample: rowOf(samples, i), timestep });
+            visited[b * this.batch + i]!.push({ prompt, sample: rowOf(samples, i), timestep });
           });
         },
       });
@@ -212,7 +246,8 @@ export class TextToImage {
   /** What the text encoders say of a prompt, [1, ...] each. */
   async embed(prompt: string, state?: State): Promise<PromptEmbedding> {
     const { tokens } = this.model.tokenize(prompt);
-    return (await this.textProgram.run(tokens, state)) as unknown as PromptEmbedding;
+    const encoder = await this.texts.of(1);
+    return (await encoder.run(tokens, state)) as unknown as PromptEmbedding;
   }
 
   /** What guidance leads away from, [1, ...] each: the negative prompt, or what stands for none. */
@@ -225,7 +260,7 @@ export class TextToImage {
 
   /** Frees the programs' memory. */
   async release(): Promise<void> {
-    for (const held of [this.denoisers, this.textProgram, this.decoders]) await held.release();
+    for (const held of [this.texts, this.denoisers, this.decoders]) await held.release();
   }
 
   /** `embed`, once for each prompt. */
@@ -238,52 +273,78 @@ export class TextToImage {
     };
   }
 
-  async #drawBatch(
+  #batches(requests: readonly DrawingRequest[]): readonly (readonly DrawingRequest[])[] {
+    return Array.from({ length: Math.ceil(requests.length / this.batch) }, (_, b) =>
+      requests.slice(b * this.batch, (b + 1) * this.batch),
+    );
+  }
+
+  /** What is done with for this call is not held beside what comes next, where programs take turns. */
+  async #letGo(programs: { release(): Promise<void> }): Promise<void> {
+    if (this.inTurn) await programs.release();
+  }
+
+  /** A last batch that is not full repeats its first request; the programs have one shape. */
+  #filled(requests: readonly DrawingRequest[]): readonly DrawingRequest[] {
+    return Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
+  }
+
+  async #embedBatch(
     requests: readonly DrawingRequest[],
-    options: DrawOptions,
-    onStep: (done: number) => void,
-  ): Promise<DrawnImage[]> {
-    const latents = await this.#sample(requests, options, { onStep });
+    embed: (prompt: string) => Promise<PromptEmbedding>,
+    { guidanceScale = GUIDANCE_SCALE, negativePrompt, state }: DrawOptions,
+  ): Promise<BatchEmbeddings> {
+    const wanted: PromptEmbedding[] = [];
+    for (const { prompt } of this.#filled(requests)) wanted.push(await embed(prompt));
+    if (guidanceScale === 1) return { wanted };
+    return { wanted, unwanted: await this.embedUnwanted(negativePrompt, state) };
+  }
+
+  async #decode(
+    requests: readonly DrawingRequest[],
+    latents: Tensor<'float32'>,
+  ): Promise<readonly DrawnImage[]> {
     const decoder = await this.decoders.of(this.batch);
     const { pixels } = await decoder.run({ latents });
-    if (!(pixels as Tensor<'float32'>).data.every(Number.isFinite)) {
-      const cause =
-        this.model.computeType === 'float16'
-          ? 'What it computes may overflow half precision, whose largest number is 65504: use --mixed-precision no. Otherwise its weights'
-          : 'Its weights';
-      throw new ModelError(
-        `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. ${cause}, or the LoRA, are damaged or diverged.`,
-      );
-    }
+    this.#requireNumbers(requests, pixels as Tensor<'float32'>);
     return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));
   }
 
-  /** The latents of a batch of pictures. `onState` is told every state [batch, C, h, w] that the denoiser is asked about. */
+  #requireNumbers(requests: readonly DrawingRequest[], { data }: Tensor<'float32'>): void {
+    if (data.every(Number.isFinite)) return;
+    const cause =
+      this.model.computeType === 'float16'
+        ? 'What it computes may overflow half precision, whose largest number is 65504: use --mixed-precision no. Otherwise its weights'
+        : 'Its weights';
+    throw new ModelError(
+      `The model drew values that are not numbers for ${JSON.stringify(requests.map((r) => r.prompt))}. ${cause}, or the LoRA, are damaged or diverged.`,
+    );
+  }
+
+  /**
+   * The latents of a batch of pictures. `onState` is told every state [batch, C, h, w] that the denoiser is asked about.
+   *
+   * @throws ModelError when they are not numbers.
+   */
   async #sample(
     requests: readonly DrawingRequest[],
+    { wanted, unwanted }: BatchEmbeddings,
     options: DrawOptions,
     { onStep, onState }: Watching,
   ): Promise<Tensor<'float32'>> {
-    const { steps = 30, guidanceScale = 7.5, negativePrompt, state, signal } = options;
+    const { steps = 30, guidanceScale = GUIDANCE_SCALE, state, signal } = options;
     const sampler = this.model.scheduler.sampler(options);
-    // A last batch that is not full repeats its first request; the programs have one shape.
-    const filled = Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
-    const embed = this.#embedder(state);
-    const wanted: PromptEmbedding[] = [];
-    for (const { prompt } of filled) wanted.push(await embed(prompt));
-    const guided = guidanceScale !== 1;
-    const unwanted = guided ? await this.embedUnwanted(negativePrompt, state) : undefined;
     const { resolution } = this;
-    const rows = guided ? 2 * this.batch : this.batch;
+    const rows = unwanted ? 2 * this.batch : this.batch;
     const denoiser = await this.denoisers.of(rows);
     const size = this.model.sizeFeeds(wholePicture(resolution, resolution));
     const condition = batchRows(
-      [...(unwanted ? filled.map(() => unwanted) : []), ...wanted].map((embedding) => ({
+      [...(unwanted ? wanted.map(() => unwanted) : []), ...wanted].map((embedding) => ({
         ...embedding,
         ...size,
       })),
     );
-    const randoms = filled.map(({ seed }) => new TorchRandom(seed));
+    const randoms = this.#filled(requests).map(({ seed }) => new TorchRandom(seed));
     const drawNoise = () => concatRows(randoms.map((random) => random.normals([1, ...this.shape])));
     const denoise = async (sample: Tensor<'float32'>, t: number) => {
       if (signal?.aborted) throw new CancelledError('Stopped while drawing; the same command starts again.');
@@ -291,8 +352,8 @@ export class TextToImage {
       const { prediction } = await denoiser.run({ sample, timestep, ...condition }, state);
       return prediction as Tensor<'float32'>;
     };
-    const act = guided ? withGuidance(denoise, guidanceScale) : denoise;
-    return sampler({
+    const act = unwanted ? withGuidance(denoise, guidanceScale) : denoise;
+    const latents = await sampler({
       steps,
       denoise: (sample, t) => {
         onState?.(sample, t);
@@ -302,7 +363,17 @@ export class TextToImage {
       drawNoise,
       onStep,
     });
+    this.#requireNumbers(requests, latents);
+    return latents;
   }
+}
+
+const GUIDANCE_SCALE = 7.5;
+
+/** What the text encoders say of the prompts of a batch, and with guidance of what it leads away from. */
+interface BatchEmbeddings {
+  readonly wanted: readonly PromptEmbedding[];
+  readonly unwanted?: PromptEmbedding;
 }
 
 /** Who is told of a sampler's course. */

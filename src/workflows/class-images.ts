@@ -51,23 +51,22 @@ export async function classImages(drawer: TextToImage, options: ClassImageOption
     return readReferenceImages(folder, { resolution });
   }
   await describe(options);
-  const batches = Math.ceil(count / drawer.batch);
-  for (let b = 0; b < batches; b++) {
-    const indices = Array.from(
-      { length: Math.min(drawer.batch, count - b * drawer.batch) },
-      (_, i) => b * drawer.batch + i,
-    );
-    if (indices.some((i) => !there.has(fileName(i)))) {
-      const requests = Array.from({ length: drawer.batch }, (_, i) => ({
-        prompt,
-        seed: classSeed(seed, b * drawer.batch + i),
-      }));
-      const drawn = await drawer.draw(requests, options);
-      for (const i of indices) {
-        await writeFileAtomic(join(folder, fileName(i)), await encodePng(drawn[i - b * drawer.batch]!));
-      }
+  const all = Math.ceil(count / drawer.batch);
+  const ofBatch = (b: number): number[] =>
+    Array.from({ length: drawer.batch }, (_, i) => b * drawer.batch + i);
+  const isWanted = (i: number): boolean => i < count;
+  const isMissing = (b: number): boolean => ofBatch(b).some((i) => isWanted(i) && !there.has(fileName(i)));
+  const missing = Array.from({ length: all }, (_, b) => b).filter(isMissing);
+  const together = drawer.share / drawer.batch;
+  for (let start = 0; start < missing.length; start += together) {
+    const batches = missing.slice(start, start + together);
+    const indices = batches.flatMap(ofBatch);
+    const requests = indices.map((i) => ({ prompt, seed: classSeed(seed, i) }));
+    const drawn = await drawer.draw(requests, options);
+    for (const [place, i] of indices.entries()) {
+      if (isWanted(i)) await writeFileAtomic(join(folder, fileName(i)), await encodePng(drawn[place]!));
     }
-    onEvent?.({ kind: 'stage', name: 'drawing class images', done: b + 1, total: batches });
+    onEvent?.({ kind: 'stage', name: 'drawing class images', done: batches.at(-1)! + 1, total: all });
   }
   const files = Array.from({ length: count }, (_, i) => join(folder, fileName(i)));
   return readReferenceImages(files, { resolution, smallestSide: 1 });

@@ -13,7 +13,7 @@ import { makeFolder } from '../formats/make-folder.js';
 import { pathExists } from '../formats/path-exists.js';
 import { tensorBytes } from '../formats/safetensors.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
-import { TextToImage } from '../pretrained/text-to-image.js';
+import { drawnAtOnce, TextToImage } from '../pretrained/text-to-image.js';
 import type { TrainingListener } from '../training/events.js';
 import { differingSettings, type RunConfig } from '../training/run-folder.js';
 import { openBaseModel } from './base-model.js';
@@ -21,6 +21,7 @@ import { Cleanup } from './cleanup.js';
 import { CountedStage } from './counted-stage.js';
 import type { EvaluationPlan, PlannedSubject } from './evaluation-plan.js';
 import { type Learnt, putOnModel, type RunRecord, readRunRecord, storedLearnt } from './learnt.js';
+import { drawsInTurn } from './memory-estimate.js';
 import type { StoredTensor } from './training-kind.js';
 
 export interface EvaluationDrawing {
@@ -124,12 +125,12 @@ async function drawPrompt(
   const place = join(folder, promptFolderName(p, subject.texts[p]!));
   await makeFolder(place);
   await removeStaleTemporaries(place);
-  for (let start = 0; start < numImages; start += drawer.batch) {
-    const batch = files.slice(start, start + drawer.batch);
-    const present = await Promise.all(batch.map(pathExists));
+  for (let start = 0; start < numImages; start += drawer.share) {
+    const part = files.slice(start, start + drawer.share);
+    const present = await Promise.all(part.map(pathExists));
     const lacking = present.filter((is) => !is).length;
     if (lacking === 0) continue;
-    const requests = batch.map((_, i) => ({ prompt, seed: seed + start + i }));
+    const requests = part.map((_, i) => ({ prompt, seed: seed + start + i }));
     const drawn = await drawer
       .draw(requests, {
         steps,
@@ -145,7 +146,7 @@ async function drawPrompt(
           { cause: error },
         );
       });
-    for (const [i, path] of batch.entries()) {
+    for (const [i, path] of part.entries()) {
       if (!present[i]) await writeFileAtomic(path, await encodePng(drawn[i]!));
     }
     stage.advance(lacking);
@@ -191,11 +192,14 @@ class DrawerPool {
     const shared = [await this.bases.of(record), resolution, JSON.stringify(lora), ownWeights, words];
     if (this.#drawer && shared.every((part, i) => part === this.#shared[i])) return this.#drawer;
     await this.release();
-    this.#drawer = await TextToImage.create(model, this.engine, {
+    const { numImages, guidanceScale, device = 'cpu' } = this.options;
+    const drawn = {
       resolution,
-      batchSize: Math.min(4, this.options.numImages),
-      ...(lora ? { adaptation: { lora } } : {}),
-    });
+      batchSize: Math.min(drawnAtOnce(resolution), numImages),
+      adaptation: lora ? { lora } : {},
+    };
+    const inTurn = device === 'cpu' && drawsInTurn(model, { ...drawn, guided: guidanceScale !== 1 });
+    this.#drawer = await TextToImage.create(model, this.engine, { ...drawn, inTurn });
     this.#shared = shared;
     return this.#drawer;
   }

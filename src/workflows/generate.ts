@@ -18,6 +18,7 @@ import { type BaseModelOptions, openBaseModel } from './base-model.js';
 import { Cleanup } from './cleanup.js';
 import { type Learnt, putOnModel, readRunRecord, storedLearnt } from './learnt.js';
 import { type LoraChoice, readLoras } from './lora-choice.js';
+import { drawsInTurn } from './memory-estimate.js';
 import { halfPrecisionWarnings } from './mixed-precision.js';
 import { ownEngine } from './own-engine.js';
 
@@ -108,22 +109,24 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
     const requests = prompts.flatMap((prompt) =>
       Array.from({ length: numImages }, (_, i) => ({ prompt, seed: seed + i })),
     );
-    const drawer = cleanup.release(
-      await TextToImage.create(model, engine, {
-        resolution,
-        batchSize: Math.min(drawnAtOnce(resolution), requests.length),
-        ...(applied && { adaptation: applied }),
-      }),
-    );
+    const drawn = {
+      resolution,
+      batchSize: Math.min(drawnAtOnce(resolution), requests.length),
+      adaptation: applied ?? {},
+    };
+    const inTurn =
+      (options.device ?? 'cpu') === 'cpu' &&
+      drawsInTurn(model, { ...drawn, guided: options.guidanceScale !== 1 });
+    const drawer = cleanup.release(await TextToImage.create(model, engine, { ...drawn, inTurn }));
     const state = cleanup.release(await engine.state(drawnWith));
     const paths: string[] = [];
     const steps = options.steps ?? DEFAULT_STEPS;
     const total = Math.ceil(requests.length / drawer.batch) * steps;
-    // Batch by batch, so that what is drawn is kept when the user stops.
-    for (let start = 0; start < requests.length; start += drawer.batch) {
-      const batch = requests.slice(start, start + drawer.batch);
+    // Part by part, so that what is drawn is kept when the user stops.
+    for (let start = 0; start < requests.length; start += drawer.share) {
+      const part = requests.slice(start, start + drawer.share);
       const before = (start / drawer.batch) * steps;
-      const images = await drawer.draw(batch, {
+      const images = await drawer.draw(part, {
         steps,
         scheduler,
         useKarrasSigmas,
@@ -135,7 +138,7 @@ export async function generate(options: GenerateOptions): Promise<string[]> {
       });
       for (const [i, image] of images.entries()) {
         const number = String(first + start + i).padStart(4, '0');
-        const path = join(output, `${number}-${slug(batch[i]!.prompt)}.png`);
+        const path = join(output, `${number}-${slug(part[i]!.prompt)}.png`);
         await writeFileAtomic(path, await encodePng(image));
         paths.push(path);
       }

@@ -4,8 +4,8 @@ import { estimateGraphMemory, type GraphMemory } from '../engine/graph-memory.js
 import { EngineError, PortrayalError } from '../errors.js';
 import type { Graph } from '../onnx/graph.js';
 import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
-import { drawingGraphs } from '../pretrained/text-to-image.js';
-import type { Trainable } from '../pretrained/trainable.js';
+import { drawingGraphs, drawnAtOnce } from '../pretrained/text-to-image.js';
+import type { Adaptation } from '../pretrained/trainable.js';
 import { elementCount } from '../tensor/tensor.js';
 import { encoderGraph } from '../training/latent-cache.js';
 import { buildStep, type StepSettings } from '../training/personalisation-step.js';
@@ -33,6 +33,8 @@ export interface MemoryEstimate {
   readonly peak: MemoryPhase;
   /** What this machine, or the container, can give. */
   readonly available: number;
+  /** Whether the programs that draw are not to be held together: with gradient checkpointing, which is asked for where memory is short, and where they would not fit. */
+  readonly drawsInTurn: boolean;
 }
 
 /** Measured: Node with the libraries loaded, the engine's thread and JavaScript's own heap. */
@@ -86,16 +88,41 @@ export function estimateMemory(
     );
   }
   const [state] = states.sort((a, b) => sumOf(b) - sumOf(a));
-  const drawing = drawingPrograms(model, settings.resolution, settings.trainable, guided);
+  const { resolution, trainable: adaptation } = settings;
+  const drawing = drawingPrograms(model, { resolution, adaptation, guided });
   // States that the policy visits are drawn between the steps, and not decoded.
-  if (settings.rollouts) programs.push(...drawing.filter(({ name }) => name !== DECODER));
-  const [drawn, trained] = [takingTurns(drawing), takingTurns(programs)];
+  if (settings.rollouts) programs.push(drawing.text, drawing.denoiser);
+  const trained = takingTurns(programs);
+  const drawn = takingTurns(Object.values(drawing));
+  const afterTraining = [...trained.flatMap(partsOf), ...state!];
+  const together = phase('drawing', drawn, [], afterTraining);
+  const inTurn = settings.gradientCheckpointing || together.total > available;
   const phases = [
-    phase('drawing', drawn, [], [...trained.flatMap(partsOf), ...state!]),
+    ...(inTurn ? drawingPhases(drawing, afterTraining) : [together]),
     phase('training', trained, state!, drawn.flatMap(partsOf)),
   ];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
-  return { phases, peak, available };
+  return { phases, peak, available, drawsInTurn: inTurn };
+}
+
+/** What is drawn. */
+export interface DrawingNeeds {
+  /** Side of the pictures in pixels. */
+  readonly resolution: number;
+  readonly adaptation: Adaptation;
+  /** Whether pictures are drawn with guidance. */
+  readonly guided: boolean;
+  /** Pictures drawn at once. */
+  readonly batchSize?: number;
+}
+
+/** Whether the processor's memory is too short to hold the programs that draw together. */
+export function drawsInTurn(
+  model: StableDiffusion,
+  needs: DrawingNeeds,
+  available = availableMemory(),
+): boolean {
+  return phase('drawing', takingTurns(Object.values(drawingPrograms(model, needs)))).total > available;
 }
 
 interface NamedProgram {
@@ -139,12 +166,11 @@ const WORTHWHILE = 0.97;
 export function requireMemory(
   model: StableDiffusion,
   needs: MemoryNeeds,
-  available = availableMemory(),
+  { peak, available }: MemoryEstimate,
 ): void {
-  const { peak } = estimateMemory(model, needs, available);
   if (peak.total <= available) return;
   const changes = [...smaller(model, needs)].flatMap(({ flag, needs: less }) => {
-    const total = totalOf(model, less);
+    const total = totalOf(model, less, available);
     if (total === undefined || total > WORTHWHILE * peak.total) return [];
     return [`${flag} (about ${gigabytes(total)}${total <= available ? '' : ', still too much'})`];
   });
@@ -156,9 +182,9 @@ export function requireMemory(
 }
 
 /** What a change would take; undefined where it is not possible, as for a reward's network that takes pictures of one size only. */
-function totalOf(model: StableDiffusion, needs: MemoryNeeds): number | undefined {
+function totalOf(model: StableDiffusion, needs: MemoryNeeds, available: number): number | undefined {
   try {
-    return estimateMemory(model, needs).peak.total;
+    return estimateMemory(model, needs, available).peak.total;
   } catch (error) {
     if (error instanceof PortrayalError) return undefined;
     throw error;
@@ -195,20 +221,33 @@ function gigabytes(bytes: number): string {
   return `${(bytes / 2 ** 30).toFixed(bytes < 10 * 2 ** 30 ? 2 : 1)} GiB`;
 }
 
-const DECODER = 'decoder';
+type DrawingPrograms = Readonly<Record<'text' | 'denoiser' | 'decoder', NamedProgram>>;
 
 function drawingPrograms(
   model: StableDiffusion,
-  resolution: number,
-  adaptation: Trainable,
-  guided: boolean,
-): NamedProgram[] {
-  const { text, denoiser, decode } = drawingGraphs(model, { resolution, adaptation });
-  const rows = (guided ? 2 : 1) * decode.inputs[0]!.shape[0]!;
+  { resolution, adaptation, guided, batchSize = drawnAtOnce(resolution) }: DrawingNeeds,
+): DrawingPrograms {
+  const { text, denoiser, decoder } = drawingGraphs(model, { resolution, adaptation });
+  const named = (name: string, graph: Graph): NamedProgram => ({ name, memory: estimateGraphMemory(graph) });
+  return {
+    text: named('text encoder', text()),
+    denoiser: named('denoiser', denoiser((guided ? 2 : 1) * batchSize)),
+    decoder: named('decoder', decoder(batchSize)),
+  };
+}
+
+/** Drawing where one program is held at a time. @param before what was there before and has been given back */
+function drawingPhases(programs: DrawingPrograms, before: readonly MemoryPart[]): MemoryPhase[] {
+  const one = (name: string, program: NamedProgram): MemoryPhase => {
+    const others = Object.values(programs).filter((other) => other !== program);
+    // What runs took is there for the next program's runs.
+    const held = others.map((other) => ({ ...other, memory: { ...other.memory, activations: 0 } }));
+    return phase(name, [program], [], [...before, ...held.flatMap(partsOf)]);
+  };
   return [
-    { name: 'text encoder', memory: estimateGraphMemory(text) },
-    { name: 'denoiser', memory: estimateGraphMemory(denoiser(rows)) },
-    { name: DECODER, memory: estimateGraphMemory(decode) },
+    one('reading prompts', programs.text),
+    one('drawing', programs.denoiser),
+    one('decoding what was drawn', programs.decoder),
   ];
 }
 
@@ -224,8 +263,8 @@ const sumOf = (parts: readonly MemoryPart[]): number => parts.reduce((sum, { byt
 function phase(
   name: string,
   programs: readonly NamedProgram[],
-  more: readonly MemoryPart[],
-  others: readonly MemoryPart[],
+  more: readonly MemoryPart[] = [],
+  others: readonly MemoryPart[] = [],
 ): MemoryPhase {
   const all = [
     { what: 'process', bytes: PROCESS },

@@ -168,6 +168,17 @@ async function memoryNeeds({
   };
 }
 
+/** @throws EngineError when the machine has not the memory, unless that is not to be checked. */
+async function checkMemory(
+  prepared: Prepared,
+  { memoryCheck = true }: PersonaliseOptions,
+): Promise<MemoryEstimate> {
+  const needs = await memoryNeeds(prepared);
+  const estimate = estimateMemory(prepared.model, needs);
+  if (memoryCheck) requireMemory(prepared.model, needs, estimate);
+  return estimate;
+}
+
 /**
  * What `personalise` would need of memory with these options. Nothing is compiled or written.
  *
@@ -202,9 +213,8 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     ...(subjects.length === 1 ? unnamedSubjectWarnings(drawn, subjects[0]!) : []),
     ...truncations(model, [...instancePrompts, ...subjects.map((s) => s.classPrompt), ...drawn]),
   ];
-  if (options.memoryCheck !== false && (options.device ?? 'cpu') === 'cpu') {
-    requireMemory(model, await memoryNeeds(prepared));
-  }
+  const memory = (options.device ?? 'cpu') === 'cpu' ? await checkMemory(prepared, options) : undefined;
+  const inTurn = memory?.drawsInTurn ?? false;
   const judging = await openRunJudges(settings.judges, rewardSpecs);
   warnings.push(...judging.warnings);
   return Cleanup.after(async (cleanup) => {
@@ -258,6 +268,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
       settings,
       resolution,
       trainable,
+      inTurn,
       ...(watch ? { watch } : {}),
       ...(onEvent ? { onEvent } : {}),
       ...(signal ? { signal } : {}),
@@ -265,7 +276,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
 
     // What the base model draws comes first, and its programs go before training starts: a step needs the memory.
     const { priors, texts } = await Cleanup.after(async (drawn) => {
-      const drawer = drawn.release(await TextToImage.create(model, engine, { resolution }));
+      const drawer = drawn.release(await TextToImage.create(model, engine, { resolution, inTurn }));
       // The base has no state but the rows that new words start as.
       const rows = new Map<string, Tensor>();
       for (const variable of model.variables({}))

@@ -22,6 +22,8 @@ export interface ValidationSettings {
   >;
   readonly resolution: number;
   readonly trainable: Trainable;
+  /** Of a drawer of what was learnt, as in `TextToImageOptions`. */
+  readonly inTurn: boolean;
   /** Measures the pictures, where that is asked for. */
   readonly watch?: RunWatch;
   readonly onEvent?: TrainingListener;
@@ -73,12 +75,14 @@ export class ValidationPictures {
 
   /** The same with what was learnt, by the names of the inputs, on programs that are made for it and released again. */
   drawWith(step: number, name: string, learnt: TrainedWeights): Promise<void> {
-    const { resolution, trainable: adaptation } = this.options;
+    const { resolution, trainable: adaptation, inTurn } = this.options;
     return Cleanup.after((drawn) => {
       let made: readonly [TextToImage, State] | undefined;
       const drawer = async () => {
         made ??= [
-          drawn.release(await TextToImage.create(this.model, this.engine, { resolution, adaptation })),
+          drawn.release(
+            await TextToImage.create(this.model, this.engine, { resolution, adaptation, inTurn }),
+          ),
           drawn.release(await this.#stateOf(learnt.names, learnt.read)),
         ];
         return made;

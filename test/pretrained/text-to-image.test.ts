@@ -40,3 +40,51 @@ test('without guidance the denoiser sees each picture once, and draws what the c
 test('large pictures are drawn one by one', () => {
   assert.deepEqual([64, 256, 264, 512, 1024].map(drawnAtOnce), [4, 4, 3, 1, 1]);
 });
+
+test('in turn, one program is held at a time, and the pictures are the same', async () => {
+  const { engine, most } = countingEngine();
+  const model = await StableDiffusion.open(tinyModel);
+  const together = await TextToImage.create(model, engine, { batchSize: 2 });
+  const inTurn = await TextToImage.create(model, engine, { batchSize: 2, inTurn: true });
+  assert.deepEqual([together.share, inTurn.share], [2, 8]);
+  const requests = ['a backpack', 'a cup', 'a backpack on a table'].map((prompt, seed) => ({ prompt, seed }));
+  const draw = (drawer: TextToImage) => drawer.draw(requests, { steps: 2, negativePrompt: 'rain' });
+  const wanted = await draw(together);
+  assert.equal(most(), 4, 'with the text encoder of the other');
+  await together.release();
+  most();
+  for (let call = 0; call < 2; call++) {
+    assert.deepEqual(await draw(inTurn), wanted);
+    assert.equal(most(), 1);
+  }
+  const visited = await inTurn.visit(requests, { steps: 2 });
+  assert.equal(visited.length, 3);
+  await inTurn.release();
+  await engine.close();
+});
+
+/** An engine, and the most programs that it has held since that was asked last. */
+function countingEngine(): { engine: Engine; most: () => number } {
+  const own = createNodeEngine({ threads: 1 });
+  let held = 0;
+  let highest = 0;
+  const engine: Engine = {
+    async compile(graph, options) {
+      const program = await own.compile(graph, options);
+      highest = Math.max(highest, ++held);
+      const release = () => {
+        held--;
+        return program.release();
+      };
+      return { ...program, release };
+    },
+    state: (tensors) => own.state(tensors),
+    close: () => own.close(),
+  };
+  const most = (): number => {
+    const was = highest;
+    highest = held;
+    return was;
+  };
+  return { engine, most };
+}

@@ -9,7 +9,12 @@ import { adamw } from '../../src/optim/adamw.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
 import { allWeights } from '../../src/pretrained/trainable.js';
 import { elementCount } from '../../src/tensor/tensor.js';
-import { estimateMemory, type MemoryNeeds, requireMemory } from '../../src/workflows/memory-estimate.js';
+import {
+  drawsInTurn,
+  estimateMemory,
+  type MemoryNeeds,
+  requireMemory,
+} from '../../src/workflows/memory-estimate.js';
 import { estimatePersonalisation } from '../../src/workflows/personalise.js';
 import { shippedModelPath } from '../../src/workflows/shipped.js';
 import { goldenPath } from '../goldens.js';
@@ -76,9 +81,11 @@ test('all weights: an update in pieces takes less, and has moments and averages 
 test('what the machine cannot hold is refused with the estimate and what takes less', () => {
   const needs = needsOf({ instances: 8, priors: 8 }, [256, 128]);
   const { peak } = estimateMemory(model, needs);
-  requireMemory(model, needs, peak.total);
+  const require = (wanted: MemoryNeeds, available: number): void =>
+    requireMemory(model, wanted, estimateMemory(model, wanted, available));
+  require(needs, peak.total);
   assert.throws(
-    () => requireMemory(model, needs, peak.total - 1),
+    () => require(needs, peak.total - 1),
     (error) => {
       assert.ok(error instanceof EngineError);
       const said = error.message;
@@ -99,9 +106,35 @@ test('what the machine cannot hold is refused with the estimate and what takes l
   );
   const least = needsOf({ instances: 1, priors: 1, gradientCheckpointing: true });
   assert.throws(
-    () => requireMemory(model, least, 2 ** 20),
+    () => require(least, 2 ** 20),
     /^EngineError: (?!.*--gradient-checkpointing)(?!.*--train-batch-size).*--resolution 192 \(about .* GiB, still too much\)/,
   );
+});
+
+test('programs that draw take turns with gradient checkpointing and where memory is short, and need less then', () => {
+  const drawing = (needs: MemoryNeeds, available?: number) => {
+    const { phases, drawsInTurn } = estimateMemory(model, needs, available);
+    const drawn = phases.filter(({ name }) => name !== 'training');
+    return {
+      names: drawn.map(({ name }) => name),
+      most: Math.max(...drawn.map(({ total }) => total)),
+      drawsInTurn,
+    };
+  };
+  const needs = needsOf();
+  const together = drawing(needs, 2 ** 40);
+  assert.deepEqual([together.names, together.drawsInTurn], [['drawing'], false]);
+  for (const inTurn of [
+    drawing(needsOf({ gradientCheckpointing: true }), 2 ** 40),
+    drawing(needs, together.most - 1),
+  ]) {
+    assert.deepEqual(inTurn.names, ['reading prompts', 'drawing', 'decoding what was drawn']);
+    assert.equal(inTurn.drawsInTurn, true);
+    assert.ok(inTurn.most < together.most);
+  }
+  const drawn = { resolution: 256, adaptation: {}, guided: true };
+  assert.equal(drawsInTurn(model, drawn, 2 ** 40), false);
+  assert.equal(drawsInTurn(model, drawn, together.most / 4), true);
 });
 
 test('the machine has some memory', () => {
