@@ -166,6 +166,25 @@ def layer_norm(v, a):
     return F.layer_norm(v[0], v[0].shape[-1:], weight, bias, a["eps"])
 
 
+def doubled_conv2d(v, a):
+    enlarged = F.interpolate(v[0], scale_factor=2, mode="nearest")
+    return F.conv2d(enlarged, v[1], v[2] if len(v) > 2 else None, padding=1)
+
+
+def depth_to_space(v, a):
+    """PyTorch's takes the channels of a pixel's places together; ours, like ONNX's first mode, whole images of channels by place."""
+    b = a["block"]
+    n, depth, h, w = v[0].shape
+    return F.pixel_shuffle(v[0].reshape(n, b * b, -1, h, w).transpose(1, 2).reshape(n, depth, h, w), b)
+
+
+def space_to_depth(v, a):
+    b = a["block"]
+    n, c = v[0].shape[:2]
+    by_channel = F.pixel_unshuffle(v[0], b)
+    return by_channel.reshape(n, c, b * b, *by_channel.shape[2:]).transpose(1, 2).reshape(by_channel.shape)
+
+
 def geglu(v, a):
     hidden, gate = v[0].chunk(2, -1)
     return hidden * F.gelu(gate)
@@ -244,6 +263,10 @@ OPERATORS = {
     "attention": attention,
     "fusedAttention": fused_attention,
     "winogradConv2d": lambda v, a: F.conv2d(v[0], v[1], v[2] if len(v) > 2 else None, padding=1),
+    "doubledConv2d": doubled_conv2d,
+    "doubledConv2dByPhase": doubled_conv2d,
+    "depthToSpace": depth_to_space,
+    "spaceToDepth": space_to_depth,
     "geglu": geglu,
 }
 
@@ -521,6 +544,12 @@ case("fusedAttention", "cross, value width differs", [normal(2, 6, 12), normal(2
 case("fusedAttention", "sharp", [normal(1, 4, 8) * 3, normal(1, 7, 8) * 3, normal(1, 7, 8)], heads=2)
 case("winogradConv2d", "bias, two images", [normal(2, 3, 8, 12), normal(5, 3, 3, 3), normal(5)])
 case("winogradConv2d", "many channels", [normal(1, 96, 4, 8) + 1, normal(2, 96, 3, 3) * 0.03])
+case("doubledConv2d", "bias, two images", [normal(2, 3, 3, 4), normal(5, 3, 3, 3), normal(5)])
+case("doubledConv2d", "many channels", [normal(1, 96, 3, 3) + 1, normal(2, 96, 3, 3) * 0.03])
+case("doubledConv2dByPhase", "bias, two images", [normal(2, 3, 3, 4), normal(5, 3, 3, 3), normal(5)])
+case("doubledConv2dByPhase", "many channels", [normal(1, 96, 3, 3) + 1, normal(2, 96, 3, 3) * 0.03])
+case("depthToSpace", "blocks of 2", [normal(2, 12, 3, 2)], block=2)
+case("spaceToDepth", "blocks of 3", [normal(2, 2, 3, 6)], block=3)
 
 GOLDENS.mkdir(parents=True, exist_ok=True)
 save_file(dict(sorted(tensors.items())), GOLDENS / "operators.safetensors")

@@ -1,7 +1,7 @@
 import { cast, equal } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { gemm } from '../onnx/linalg.js';
-import { concat, reshape, slice, split, transpose } from '../onnx/movement.js';
+import { concat, depthToSpace, reshape, slice, spaceToDepth, split, transpose } from '../onnx/movement.js';
 import { int64, zeros } from '../tensor/tensor.js';
 import { dilateAxis, padAxis } from './axes.js';
 import { constantInts, intAttribute, intsAttribute, operand, type Rule } from './rule.js';
@@ -25,6 +25,8 @@ export const movementRules = {
         ),
     ];
   },
+  DepthToSpace: (c) => [() => spaceToDepth(c.grad, intAttribute(c.attributes, 'blocksize'))],
+  SpaceToDepth: (c) => [() => depthToSpace(c.grad, intAttribute(c.attributes, 'blocksize'))],
   Concat: (c) => {
     const axis = intAttribute(c.attributes, 'axis');
     const sizes = c.inputs.map((_, i) => operand(c, i).shape[axis]!);

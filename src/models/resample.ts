@@ -1,6 +1,5 @@
-import { conv2d } from '../nn/conv2d.js';
+import { conv2d, doubledConv } from '../nn/conv2d.js';
 import type { Scope } from '../nn/parameters.js';
-import { resizeNearest } from '../onnx/conv.js';
 import type { Value } from '../onnx/graph.js';
 import { gather } from '../onnx/movement.js';
 import { int64 } from '../tensor/tensor.js';
@@ -27,8 +26,10 @@ export function downsample(scope: Scope, x: Value, padding: 0 | 1): Value {
 export function upsample(scope: Scope, x: Value, size?: readonly [number, number]): Value {
   const [, channels, height, width] = x.shape as [number, number, number, number];
   const doubled = size === undefined || (size[0] === 2 * height && size[1] === 2 * width);
-  const enlarged = doubled ? resizeNearest(x, 2) : repeatRows(repeatRows(x, 2, size[0]), 3, size[1]);
-  return conv2d(scope.at('conv'), enlarged, { in: channels, out: channels, kernel: 3, padding: 1 });
+  const conv = scope.at('conv');
+  if (doubled) return doubledConv(conv, x, { in: channels, out: channels });
+  const enlarged = repeatRows(repeatRows(x, 2, size[0]), 3, size[1]);
+  return conv2d(conv, enlarged, { in: channels, out: channels, kernel: 3, padding: 1 });
 }
 
 /** Nearest-neighbour interpolation along one axis, with positions in float32 as PyTorch has them. */

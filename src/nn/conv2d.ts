@@ -1,11 +1,12 @@
-import { conv2d as convolve } from '../onnx/conv.js';
+import { conv2d as convolve, resizeNearest } from '../onnx/conv.js';
+import { doubledConv2d, doubledConv2dByPhase } from '../onnx/doubled-conv.js';
 import { add, cast } from '../onnx/elementwise.js';
 import type { Value } from '../onnx/graph.js';
 import { matmul } from '../onnx/linalg.js';
+import { winogradConv2d } from '../onnx/minimal-filtering.js';
 import { reshape } from '../onnx/movement.js';
-import { winogradConv2d } from '../onnx/winograd.js';
 import { addConvLora } from './lora.js';
-import type { Initializer, Scope } from './parameters.js';
+import type { Initializer, LoraFactors, Scope } from './parameters.js';
 
 export interface Conv2dOptions {
   readonly in: number;
@@ -19,21 +20,50 @@ export interface Conv2dOptions {
 }
 
 /** Convolution with `weight` [out, in, kernel, kernel] and `bias` [out]; [B, in, H, W] -> [B, out, H', W']. Adds the layer's LoRA update if it has one. */
-export function conv2d(scope: Scope, image: Value, options: Conv2dOptions): Value {
-  const { kernel, stride = 1, padding = 0 } = options;
-  const init: Initializer = { kind: 'uniform', bound: 1 / Math.sqrt(options.in * kernel * kernel) };
-  const shape = [options.out, options.in, kernel, kernel];
+export const conv2d = (scope: Scope, image: Value, options: Conv2dOptions): Value =>
+  convolved(layerOf(scope, options), image, options);
+
+/** `conv2d` with a 3x3 kernel and padding 1 of the image with every pixel repeated twice in both directions: [B, in, H, W] -> [B, out, 2H, 2W]. */
+export function doubledConv(scope: Scope, image: Value, channels: Pick<Conv2dOptions, 'in' | 'out'>): Value {
+  const options = { ...channels, kernel: 3, padding: 1 };
+  const layer = layerOf(scope, options);
+  const { weight, bias, lora, isFiltered } = layer;
+  if (!isFiltered || lora || Math.min(channels.in, channels.out) < FILTERED_CHANNELS)
+    return convolved(layer, resizeNearest(image, 2), options);
+  const x = cast(image, weight.dtype);
+  const byPhase = x.shape[2]! * x.shape[3]! >= MANY_PLACES && !weight.graph.staged;
+  return (byPhase ? doubledConv2dByPhase : doubledConv2d)(x, weight, bias);
+}
+
+/** From so many on an image in nine forms is far larger than a processor's caches. A graph that is planned in stages has no kernels in blocked layout, which the other way lives by. */
+const MANY_PLACES = 4096;
+
+interface Layer {
+  readonly weight: Value;
+  readonly bias: Value;
+  readonly lora: LoraFactors | undefined;
+  /** Whether a 3x3 kernel may go by minimal filtering: one that is frozen, so that it is transformed once. In halves the transforms would lose too many digits. */
+  readonly isFiltered: boolean;
+}
+
+function layerOf(scope: Scope, { in: c, out: o, kernel }: Conv2dOptions): Layer {
+  const init: Initializer = { kind: 'uniform', bound: 1 / Math.sqrt(c * kernel * kernel) };
+  const shape = [o, c, kernel, kernel];
   const weight = scope.weight('weight', shape, init);
-  const bias = scope.weight('bias', [options.out], init);
+  const isFiltered =
+    scope.computation.minimalFiltering && weight.dtype !== 'float16' && weight.graph.isFrozen(weight);
+  return { weight, bias: scope.weight('bias', [o], init), lora: scope.lora(shape), isFiltered };
+}
+
+function convolved({ weight, bias, lora, isFiltered }: Layer, image: Value, options: Conv2dOptions): Value {
+  const { kernel, stride = 1, padding = 0 } = options;
   const x = cast(image, weight.dtype);
   const whole = stride === 1 && 2 * Number(padding) === kernel - 1;
   let y: Value;
-  if (whole && kernel === 3 && scope.computation.minimalFiltering && isLarge(x, weight))
-    y = winogradConv2d(x, weight, bias);
+  if (whole && kernel === 3 && isFiltered && isLarge(x, weight)) y = winogradConv2d(x, weight, bias);
   else if (whole && kernel === 1 && weight.size >= LARGE_MATRIX && weight.graph.isFrozen(weight))
     y = pointwise(x, weight, bias);
   else y = convolve(x, weight, bias, { stride, padding });
-  const lora = scope.lora(shape);
   return lora ? addConvLora(y, x, lora, { stride, padding }) : y;
 }
 
@@ -48,20 +78,21 @@ function pointwise(x: Value, weight: Value, bias: Value): Value {
   return reshape(add(y, reshape(bias, [o, 1])), [b, o, h, w]);
 }
 
+/** Fewer channels do not make up for the transforms. */
+const FILTERED_CHANNELS = 256;
+
 /**
- * Whether a frozen 3x3 kernel has so many channels that fewer multiplications make up for the transforms, and is applied at so many places that they make up for its
- * transformed copy, which takes four times its memory; a graph that is planned in stages has no kernels in blocked layout to compare with. In halves the transforms would lose too many digits.
+ * Whether a 3x3 kernel is applied at so many places that they make up for its transformed copy, which takes four times its memory; a graph that is planned in stages has
+ * no kernels in blocked layout to compare with.
  */
 function isLarge(x: Value, weight: Value): boolean {
   const [, c, h, w] = x.shape as [number, number, number, number];
   const o = weight.shape[0]!;
-  if (weight.dtype === 'float16') return false;
   const places = h * w;
   return (
-    weight.graph.isFrozen(weight) &&
     h % 4 === 0 &&
     w % 4 === 0 &&
-    Math.min(c, o) >= 256 &&
+    Math.min(c, o) >= FILTERED_CHANNELS &&
     weight.size <= (weight.graph.staged ? 8192 : 4096) * places &&
     places * Math.max(c, o) < LARGEST_IMAGE
   );

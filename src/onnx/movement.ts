@@ -140,6 +140,27 @@ export function flip(x: Value, axes: readonly number[]): Value {
   }, x);
 }
 
+/** Puts channels side by side, the first C at the first place of each block of b by b pixels: [N, b * b * C, H, W] -> [N, C, b H, b W]. */
+export function depthToSpace(x: Value, block: number): Value {
+  const [n, depth, h, w] = x.shape as [number, number, number, number];
+  const channels = depth / (block * block);
+  if (x.rank !== 4 || !Number.isInteger(channels)) throw new GraphError(`depthToSpace of ${x} by ${block}`);
+  const shape = [n, channels, block * h, block * w];
+  return x.graph.add('DepthToSpace', [x], [{ dtype: x.dtype, shape }], {
+    blocksize: { int: block },
+    mode: { string: 'DCR' },
+  })[0]!;
+}
+
+/** What `depthToSpace` undoes: [N, C, b H, b W] -> [N, b * b * C, H, W]. */
+export function spaceToDepth(x: Value, block: number): Value {
+  const [n, c, h, w] = x.shape as [number, number, number, number];
+  if (x.rank !== 4 || h % block !== 0 || w % block !== 0)
+    throw new GraphError(`spaceToDepth of ${x} by ${block}`);
+  const shape = [n, block * block * c, h / block, w / block];
+  return x.graph.add('SpaceToDepth', [x], [{ dtype: x.dtype, shape }], { blocksize: { int: block } })[0]!;
+}
+
 /** Adds [before, after] elements of a constant value at each axis. */
 export function pad(x: Value, pads: readonly (readonly [number, number])[], value = 0): Value {
   if (pads.length !== x.rank || pads.flat().some((p) => p < 0)) throw new GraphError(`pads of ${x}`);

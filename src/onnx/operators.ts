@@ -45,6 +45,8 @@ export const operators = [
   'MaxPool',
   'Resize',
   // movement
+  'DepthToSpace',
+  'SpaceToDepth',
   'Reshape',
   'Transpose',
   'Concat',

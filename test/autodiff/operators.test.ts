@@ -13,15 +13,17 @@ import {
   type Padding,
   resizeNearest,
 } from '../../src/onnx/conv.js';
+import { doubledConv2d, doubledConv2dByPhase } from '../../src/onnx/doubled-conv.js';
 import * as elementwise from '../../src/onnx/elementwise.js';
 import { cast, gelu, mul, type Operand } from '../../src/onnx/elementwise.js';
 import { Graph, GraphError, type Value } from '../../src/onnx/graph.js';
 import { gemm, matmul } from '../../src/onnx/linalg.js';
+import { winogradConv2d } from '../../src/onnx/minimal-filtering.js';
 import * as movement from '../../src/onnx/movement.js';
 import { attention, groupNorm, layerNorm, softmax } from '../../src/onnx/norm.js';
 import { type Operator, operators } from '../../src/onnx/operators.js';
 import * as reduction from '../../src/onnx/reduction.js';
-import { winogradConv2d } from '../../src/onnx/winograd.js';
+
 import type { DType } from '../../src/tensor/dtype.js';
 import type { Tensor } from '../../src/tensor/tensor.js';
 import { goldenJson, goldenTensors, relativeError } from '../goldens.js';
@@ -31,6 +33,7 @@ interface Attributes {
   readonly left?: number;
   readonly right?: number;
   readonly slope: number;
+  readonly block: number;
   readonly low: number;
   readonly high: number;
   readonly dtype: DType;
@@ -156,6 +159,10 @@ const builders = {
     attention(q!, k!, v!, { ...(scale === undefined ? {} : { scale }), ...(mask ? { mask } : {}) }),
   fusedAttention: ([q, k, v], { heads }) => fusedAttention(q!, k!, v!, heads),
   winogradConv2d: ([x, w, b]) => winogradConv2d(x!, w!, b),
+  doubledConv2d: ([x, w, b]) => doubledConv2d(x!, w!, b),
+  doubledConv2dByPhase: ([x, w, b]) => doubledConv2dByPhase(x!, w!, b),
+  depthToSpace: ([x], { block }) => movement.depthToSpace(x!, block),
+  spaceToDepth: ([x], { block }) => movement.spaceToDepth(x!, block),
   geglu: ([x]) => {
     const [hidden, gate] = movement.split(x!, [4, 4], -1);
     return mul(hidden!, gelu(gate!));

@@ -3,7 +3,7 @@ import { suite, test } from 'node:test';
 import { gradients } from '../../src/autodiff/gradient.js';
 import { recompute } from '../../src/autodiff/recompute.js';
 import { multiHeadAttention } from '../../src/nn/attention.js';
-import { conv2d as conv } from '../../src/nn/conv2d.js';
+import { conv2d as conv, doubledConv } from '../../src/nn/conv2d.js';
 import { linear, linearParts } from '../../src/nn/linear.js';
 import { addLora, LoraParameters } from '../../src/nn/lora.js';
 import { type Computation, InputParameters, type ParameterSource, Scope } from '../../src/nn/parameters.js';
@@ -158,6 +158,54 @@ suite('structure of graphs', () => {
     const onCard: Computation = { type: 'float32', minimalFiltering: false, rowsInTurn: false };
     assert.ok(!operatorsOf(build(256, 32, onCard)).includes('MatMul'), 'for a graphics card');
     matchSnapshot('minimal-filtering', printGraph(build(256, 32)));
+  });
+
+  test('a frozen 3x3 kernel of many channels over an image enlarged twice: the enlarged image is never made', () => {
+    interface Case {
+      readonly channels?: number;
+      readonly side?: number;
+      readonly computation?: Computation;
+      readonly learns?: boolean;
+      readonly staged?: boolean;
+      readonly lora?: boolean;
+    }
+    const build = ({
+      channels = 256,
+      side = 8,
+      computation,
+      learns,
+      staged = false,
+      lora,
+    }: Case): string[] => {
+      const graph = new Graph('doubled');
+      graph.staged = staged;
+      const kernel = { path: 'weights', offset: 0 };
+      const factors = {
+        down: graph.input('down', 'float32', [1, channels, 3, 3]),
+        up: graph.input('up', 'float32', [channels, 1, 1, 1]),
+        scale: 1,
+      };
+      const source: ParameterSource = {
+        parameter: (name, shape) =>
+          learns ? graph.input(name, 'float32', shape) : graph.external(name, 'float32', shape, kernel),
+        lora: () => (lora ? factors : undefined),
+      };
+      const x = graph.input('x', 'float32', [2, channels, side, side]);
+      const y = doubledConv(new Scope(source, '', computation), x, { in: channels, out: channels });
+      assert.deepEqual(y.shape, [2, channels, 2 * side, 2 * side]);
+      outputs(graph, { y });
+      return operatorsOf(graph);
+    };
+    const filtered = build({});
+    assert.ok(filtered.includes('MatMul') && !filtered.includes('Resize'));
+    const large = build({ side: 64 });
+    assert.ok(large.includes('DepthToSpace') && !large.includes('MatMul') && !large.includes('Resize'));
+    assert.deepEqual(build({ side: 64, staged: true }), filtered);
+    const onCard: Computation = { type: 'float32', minimalFiltering: false, rowsInTurn: false };
+    for (const other of [{ channels: 128 }, { computation: onCard }, { learns: true }, { lora: true }]) {
+      const plain = build(other);
+      assert.ok(plain.includes('Resize') && plain.includes('Conv'), JSON.stringify(other));
+    }
   });
 
   test('a frozen layer whose result goes apart: a product for each part, with the rows of its weight where they lie in the file', () => {
