@@ -66,18 +66,28 @@ export class LatentCache {
     return this.images.length;
   }
 
+  /** What uses that see the same have in common; undefined with random crops, where none do. */
+  viewOf(index: number, size: PictureSize, random: Random): string | undefined {
+    const { flip, crop } = pictureUse(this.options, random);
+    return crop === 'center' ? `${index}:${sizeName(size)}:${flip}` : undefined;
+  }
+
   /** The latents of picture `index`, brought to this size, as this use of it sees it. The same random stream gives the same crop and flip. */
   moments(index: number, size: PictureSize, random: Random): Promise<PictureLatents> {
     const use = pictureUse(this.options, random);
-    const { flip } = use;
-    if (use.crop !== 'center') return this.#encode(index, size, use);
-    const key = `${index}:${sizeName(size)}:${flip}`;
-    let known = this.#known.get(key);
+    const view = this.viewOf(index, size, random);
+    if (view === undefined) return this.#encode(index, size, use);
+    let known = this.#known.get(view);
     if (!known) {
-      known = this.#center(index, size, flip);
-      this.#known.set(key, known);
+      known = this.#center(index, size, use.flip);
+      this.#known.set(view, known);
     }
     return known;
+  }
+
+  /** Frees the encoder's memory, until something is asked for that is not known yet. */
+  release(): Promise<void> {
+    return this.encoder.release();
   }
 
   async #center(index: number, size: PictureSize, flip: boolean): Promise<PictureLatents> {

@@ -81,6 +81,11 @@ export interface PersonalisationInputs {
   readonly rollouts?: { readonly states: Rollouts; readonly texts: readonly RowText[] };
   /** They are brought to the size of the photographs that they are beside. */
   readonly priors?: { readonly latents: LatentCache; readonly texts: readonly RowText[] };
+  /**
+   * Whether every picture that the run will see is encoded before the step's programs are made, and the encoder given up: the two together hold more. With random crops
+   * there is nothing to encode ahead. Default false.
+   */
+  readonly encodesAhead?: boolean;
   /** What the subject's pictures should show, as rewards are told. */
   readonly prompt: string;
   /** Stands for the class pictures: a resumed run must have the same ones. */
@@ -100,6 +105,27 @@ const MOST_MISSED = 10;
 interface StepPrograms {
   readonly micro: Program;
   readonly critic: CriticTurn | undefined;
+}
+
+/** The bucket of a micro step. */
+interface BucketTurn {
+  readonly bucket: Bucket;
+  readonly number: number;
+  /** Which of the bucket's own micro steps it is. */
+  readonly use: number;
+}
+
+/** A use of a picture, and the stream that says how it is seen. */
+interface SeenPick extends Pick {
+  readonly random: Random;
+}
+
+/** Rows of a micro step, and what knows their pictures. */
+interface Shown {
+  readonly latents: LatentCache;
+  /** Of photographs alone. */
+  readonly references?: ReferenceCache;
+  readonly picks: readonly SeenPick[];
 }
 
 type CriticTurn = NonNullable<StepGraphs['critic']> & { readonly program: Program };
@@ -197,6 +223,7 @@ export class Personalisation {
       shapes.reduce((n, s) => n + elementCount(s.shape), 0),
       lossScaler,
     );
+    if (inputs.encodesAhead) await personalisation.#encodeAhead();
     // What cannot be compiled is told before a step is announced; the other buckets' programs are made when their turn comes.
     const { bucket } = personalisation.#turn(personalisation.fromStep * settings.gradientAccumulationSteps);
     await personalisation.#program(bucket);
@@ -326,6 +353,39 @@ export class Personalisation {
     if (!validate || !this.#isValidated(step)) return;
     await this.#releasePrograms();
     await validate(step, this.learnt);
+  }
+
+  /** @throws CancelledError when the signal is raised. */
+  async #encodeAhead(): Promise<void> {
+    const { instances, priors, onEvent, signal } = this.inputs;
+    const { steps, gradientAccumulationSteps: parts } = this.settings;
+    const views = new Map<string, () => Promise<unknown>>();
+    for (let index = this.fromStep * parts; index < steps * parts; index++) {
+      const turn = this.#turn(index);
+      const { size } = turn.bucket;
+      for (const [kind, shown] of Object.entries(this.#shown(index, turn))) {
+        const { latents, references, picks } = shown;
+        for (const { picture, random } of picks) {
+          const view = latents.viewOf(picture, size, random);
+          if (view === undefined) return;
+          views.set(`${kind} ${view}`, async () => {
+            await latents.moments(picture, size, random);
+            await references?.of(picture, size, random);
+          });
+        }
+      }
+    }
+    let done = 0;
+    for (const encode of views.values()) {
+      if (signal?.aborted) {
+        throw new CancelledError(
+          'Stopped while encoding pictures. The same command with --resume-from-checkpoint latest starts again.',
+        );
+      }
+      await encode();
+      onEvent?.({ kind: 'stage', name: 'encoding pictures', done: ++done, total: views.size });
+    }
+    for (const held of [instances.latents, priors?.latents, instances.references]) await held?.release();
   }
 
   async #drawRollouts(step: number): Promise<void> {
@@ -510,7 +570,7 @@ export class Personalisation {
     );
   }
 
-  #turn(index: number): { readonly bucket: Bucket; readonly number: number; readonly use: number } {
+  #turn(index: number): BucketTurn {
     const counts = this.buckets.map(({ pictures }) => pictures.length);
     const { bucket, use } = turnOf(this.settings.seed, counts, index);
     return { bucket: this.buckets[bucket]!, number: bucket, use };
@@ -532,23 +592,33 @@ export class Personalisation {
     return program;
   }
 
+  /** Which pictures micro step `index` shows. */
+  #shown(index: number, { bucket, number, use }: BucketTurn): { photographs: Shown; ofClass?: Shown } {
+    const { instances, priors } = this.inputs;
+    const { seed, instances: count, priors: beside } = this.settings;
+    const seen = (stream: readonly (string | number)[], picks: readonly Pick[]): readonly SeenPick[] =>
+      picks.map((pick) => ({ ...pick, random: new Random(seed, 'view', ...stream, pick.position) }));
+    const ownStream = ['instance', number];
+    const { latents, references } = instances;
+    const own = seen(ownStream, picksOf(seed, ownStream, bucket.pictures, count, use));
+    const photographs = { latents, references, picks: own };
+    if (!priors) return { photographs };
+    const all = Array.from({ length: priors.latents.count }, (_, i) => i);
+    const picks = seen(['prior'], picksOf(seed, ['prior'], all, beside, index));
+    return { photographs, ofClass: { latents: priors.latents, picks } };
+  }
+
   /** What to feed at micro step `index`, counted from 0 over the whole run, and what the pictures of the subject's rows should show. */
-  async #batch(
-    index: number,
-    { bucket, number, use }: { readonly bucket: Bucket; readonly number: number; readonly use: number },
-  ): Promise<MicroBatch> {
+  async #batch(index: number, turn: BucketTurn): Promise<MicroBatch> {
     const { model, instances, priors, rollouts } = this.inputs;
     const { settings } = this;
-    const { seed } = settings;
-    const random = new Random(seed, 'step', index);
-    const rowsOf = (latents: LatentCache, stream: readonly (string | number)[], picks: readonly Pick[]) =>
-      Promise.all(
-        picks.map(({ picture, position }) =>
-          latents.moments(picture, bucket.size, new Random(seed, 'view', ...stream, position)),
-        ),
-      );
-    const own = picksOf(seed, ['instance', number], bucket.pictures, settings.instances, use);
-    const rows = await rowsOf(instances.latents, ['instance', number], own);
+    const { bucket } = turn;
+    const random = new Random(settings.seed, 'step', index);
+    const rowsOf = ({ latents, picks }: Shown) =>
+      Promise.all(picks.map((pick) => latents.moments(pick.picture, bucket.size, pick.random)));
+    const { photographs, ofClass } = this.#shown(index, turn);
+    const own = photographs.picks;
+    const rows = await rowsOf(photographs);
     const fraction = settings.rolloutFraction ?? 0;
     const visited = own.map(({ position }) =>
       rollouts && isVisited(fraction, position) ? rollouts.states.pick(position) : undefined,
@@ -558,20 +628,14 @@ export class Personalisation {
     );
     const shows = texts.map((text) => text.shows);
     const known = await Promise.all(
-      own.map(async ({ picture, position }, i) => ({
-        ...(await instances.references.of(
-          picture,
-          bucket.size,
-          new Random(seed, 'view', 'instance', number, position),
-        )),
+      own.map(async (pick, i) => ({
+        ...(await instances.references.of(pick.picture, bucket.size, pick.random)),
         ...this.#textReferences(shows[i]!),
       })),
     );
-    if (priors) {
-      const all = Array.from({ length: priors.latents.count }, (_, i) => i);
-      const picks = picksOf(seed, ['prior'], all, settings.priors, index);
-      rows.push(...(await rowsOf(priors.latents, ['prior'], picks)));
-      texts.push(...picks.map(({ picture }) => priors.texts[picture]!));
+    if (priors && ofClass) {
+      rows.push(...(await rowsOf(ofClass)));
+      texts.push(...ofClass.picks.map(({ picture }) => priors.texts[picture]!));
     }
     const shape = [rows.length, ...model.latentShape(bucket.size.width, bucket.size.height)];
     const timesteps = rows.map((_, r) => {

@@ -49,6 +49,8 @@ export interface MemoryNeeds {
   readonly sizes: readonly PictureSize[];
   /** Whether pictures are drawn with guidance. */
   readonly guided: boolean;
+  /** Whether a picture looks the same at each use, so that it can be encoded before training. */
+  readonly encodesOnce: boolean;
 }
 
 /** Estimates the memory of a personalisation on the processor from its graphs, without compiling or loading anything. */
@@ -57,25 +59,31 @@ export function estimateMemory(
   needs: MemoryNeeds,
   available = availableMemory(),
 ): MemoryEstimate {
-  const { step: settings, sizes, guided } = needs;
+  const { step: settings, sizes, guided, encodesOnce } = needs;
   const different = [...new Map(sizes.map((size) => [sizeName(size), size])).values()];
   const known = referencesOf(settings.objective.method === 'dpg' ? settings.objective.rewards : []);
   const programs: NamedProgram[] = [];
+  const encoders: NamedProgram[] = [];
   const states: MemoryPart[][] = [];
   for (const size of different) {
     const { micro, apply, pieces, critic } = buildStep(model, settings, size);
     const shape = [1, 3, size.height, size.width];
-    const graphs: [string, Graph | undefined][] = [
+    const named = (graphs: readonly [string, Graph | undefined][]): NamedProgram[] =>
+      graphs.flatMap(([name, graph]) =>
+        graph ? [{ name: `${name}, ${sizeName(size)}`, memory: estimateGraphMemory(graph) }] : [],
+      );
+    const added = named([
       ['training step', micro],
       ["critic's turn", critic?.graph],
       ['update', size === different[0] ? apply : undefined],
-      ['encoder', encoderGraph(model, shape)],
-      ['photographs in the eyes of rewards', known.size > 0 ? referencesGraph(known, shape) : undefined],
-    ];
-    const added = graphs.flatMap(([name, graph]) =>
-      graph ? [{ name: `${name}, ${sizeName(size)}`, memory: estimateGraphMemory(graph) }] : [],
-    );
+    ]);
     programs.push(...added);
+    encoders.push(
+      ...named([
+        ['encoder', encoderGraph(model, shape)],
+        ['photographs in the eyes of rewards', known.size > 0 ? referencesGraph(known, shape) : undefined],
+      ]),
+    );
     states.push(
       pieces
         ? piecewiseState(pieces, added[0]!.memory)
@@ -92,14 +100,20 @@ export function estimateMemory(
   const drawing = drawingPrograms(model, { resolution, adaptation, guided });
   // States that the policy visits are drawn between the steps, and not decoded.
   if (settings.rollouts) programs.push(drawing.text, drawing.denoiser);
-  const trained = takingTurns(programs);
   const drawn = takingTurns(Object.values(drawing));
-  const afterTraining = [...trained.flatMap(partsOf), ...state!];
-  const together = phase('drawing', drawn, [], afterTraining);
-  const inTurn = settings.gradientCheckpointing || together.total > available;
+  const together = takingTurns([...programs, ...encoders]);
+  const before = drawn.flatMap(partsOf);
+  const after = [...together.flatMap(partsOf), ...state!];
+  const drawingTogether = phase('drawing', drawn, [], after);
+  const inTurn = settings.gradientCheckpointing || drawingTogether.total > available;
+  const encodesAhead = inTurn && encodesOnce;
+  const encoded = takingTurns(encoders);
   const phases = [
-    ...(inTurn ? drawingPhases(drawing, afterTraining) : [together]),
-    phase('training', trained, state!, drawn.flatMap(partsOf)),
+    ...(inTurn ? drawingPhases(drawing, after) : [drawingTogether]),
+    ...(encodesAhead ? [phase('encoding pictures', encoded, state!, before)] : []),
+    encodesAhead
+      ? phase('training', takingTurns(programs), state!, [...before, ...encoded.flatMap(partsOf)])
+      : phase('training', together, state!, before),
   ];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
   return { phases, peak, available, drawsInTurn: inTurn };

@@ -165,6 +165,7 @@ async function memoryNeeds({
     step: stepSettings(settings, rewards, kind.trainable, resolution),
     sizes,
     guided: settings.guidanceScale !== 1,
+    encodesOnce: settings.centerCrop,
   };
 }
 
@@ -370,6 +371,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           },
           ...(priorLatents ? { priors: { latents: priorLatents, texts: texts.priors } } : {}),
           ...(states && texts.rollouts ? { rollouts: { states, texts: texts.rollouts } } : {}),
+          encodesAhead: inTurn,
           prompt: subjects[0]!.instancePrompt,
           priorDigest: pixelDigests(priors).join(' '),
           ...(earlyStopping ? { earlyStopping } : {}),

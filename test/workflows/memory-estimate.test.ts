@@ -44,6 +44,7 @@ function needsOf(change: Partial<MemoryNeeds['step']> = {}, sides = [256]): Memo
     },
     sizes: sides.map((width) => ({ width, height: (256 * 256) / width })),
     guided: true,
+    encodesOnce: true,
   };
 }
 const training = (needs: MemoryNeeds): number =>
@@ -111,7 +112,7 @@ test('what the machine cannot hold is refused with the estimate and what takes l
   );
 });
 
-test('programs that draw take turns with gradient checkpointing and where memory is short, and need less then', () => {
+test('with gradient checkpointing and where memory is short, programs that draw and encode take turns, and need less then', () => {
   const drawing = (needs: MemoryNeeds, available?: number) => {
     const { phases, drawsInTurn } = estimateMemory(model, needs, available);
     const drawn = phases.filter(({ name }) => name !== 'training');
@@ -128,10 +129,21 @@ test('programs that draw take turns with gradient checkpointing and where memory
     drawing(needsOf({ gradientCheckpointing: true }), 2 ** 40),
     drawing(needs, together.most - 1),
   ]) {
-    assert.deepEqual(inTurn.names, ['reading prompts', 'drawing', 'decoding what was drawn']);
+    assert.deepEqual(inTurn.names, [
+      'reading prompts',
+      'drawing',
+      'decoding what was drawn',
+      'encoding pictures',
+    ]);
     assert.equal(inTurn.drawsInTurn, true);
     assert.ok(inTurn.most < together.most);
   }
+  const cropped = { ...needsOf({ gradientCheckpointing: true }), encodesOnce: false };
+  assert.ok(
+    !drawing(cropped).names.includes('encoding pictures'),
+    'random crops are encoded between the steps',
+  );
+  assert.ok(training(cropped) > training(needsOf({ gradientCheckpointing: true })));
   const drawn = { resolution: 256, adaptation: {}, guided: true };
   assert.equal(drawsInTurn(model, drawn, 2 ** 40), false);
   assert.equal(drawsInTurn(model, drawn, together.most / 4), true);

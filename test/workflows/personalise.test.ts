@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { access, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { Engine } from '../../src/engine/engine.js';
+import { createNodeEngine } from '../../src/engine/node.js';
 import {
   CancelledError,
   DivergedError,
@@ -230,4 +232,53 @@ test('a resumed run may change its learning rate, but not its class pictures', a
     await readFile(join(output, 'class_images/class-0001.png')),
   );
   await assert.rejects(personalise({ ...again, steps: 6 }), /other class pictures/);
+});
+
+test('with gradient checkpointing the programs of a run take turns: none that draws or encodes beside another or beside the step', async (t) => {
+  const folder = await temporaryFolder(t);
+  const images = await writePictures(join(folder, 'images'));
+  const run = tinyRun(images, join(folder, 'run'));
+  const own = createNodeEngine({ threads: 1 });
+  const held = new Set<string>();
+  /** By graph: what was held when it was compiled. */
+  const beside = new Map<string, Set<string>>();
+  const engine: Engine = {
+    async compile(graph, options) {
+      const { name } = graph;
+      beside.set(name, new Set([...(beside.get(name) ?? []), ...held]));
+      const program = await own.compile(graph, options);
+      held.add(name);
+      const release = () => {
+        held.delete(name);
+        return program.release();
+      };
+      return { ...program, release };
+    },
+    state: (tensors) => own.state(tensors),
+    close: () => own.close(),
+  };
+  const encoded: number[] = [];
+  const result = await personalise({
+    ...run,
+    engine,
+    numClassImages: 9,
+    gradientCheckpointing: true,
+    onEvent: (e) => {
+      if (e.kind === 'stage' && e.name === 'encoding pictures') encoded.push(e.done / e.total);
+      if (e.kind === 'started')
+        assert.equal(encoded.at(-1), 1, 'what training will see is encoded before it');
+    },
+  });
+  await engine.close();
+  for (const name of ['text_encoder', 'denoiser', 'decoder', 'encoder', 'training_step']) {
+    assert.deepEqual([...beside.get(name)!], [], name);
+  }
+  assert.ok(encoded.length > 3);
+  const plain = await personalise({ ...run, output: join(folder, 'plain'), numClassImages: 9 });
+  const pictures = (of: string) => readdir(join(of, 'class_images'));
+  assert.deepEqual(await pictures(result.run), await pictures(plain.run));
+  for (const name of await pictures(plain.run)) {
+    const read = (of: string) => readFile(join(of, 'class_images', name));
+    assert.deepEqual(await read(result.run), await read(plain.run), name);
+  }
 });
