@@ -20,9 +20,12 @@ export class LazyPrograms<Size extends number | readonly number[]> {
     return program;
   }
 
-  /** Frees the memory of those that were compiled. */
-  async release(): Promise<void> {
-    for (const program of this.#programs.values()) await (await program).release();
-    this.#programs.clear();
+  /** Frees the memory of those that were compiled, but for one. */
+  async release(kept?: Size): Promise<void> {
+    for (const [key, program] of [...this.#programs]) {
+      if (kept !== undefined && key === String(kept)) continue;
+      this.#programs.delete(key);
+      await (await program).release();
+    }
   }
 }

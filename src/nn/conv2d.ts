@@ -28,14 +28,18 @@ export function doubledConv(scope: Scope, image: Value, channels: Pick<Conv2dOpt
   const options = { ...channels, kernel: 3, padding: 1 };
   const layer = layerOf(scope, options);
   const { weight, bias, lora, isFiltered } = layer;
-  if (!isFiltered || lora || Math.min(channels.in, channels.out) < FILTERED_CHANNELS)
-    return convolved(layer, resizeNearest(image, 2), options);
   const x = cast(image, weight.dtype);
-  const byPhase = x.shape[2]! * x.shape[3]! >= MANY_PLACES && !weight.graph.staged;
-  return (byPhase ? doubledConv2dByPhase : doubledConv2d)(x, weight, bias);
+  const places = x.shape[2]! * x.shape[3]!;
+  if (isFiltered && !lora && Math.min(channels.in, channels.out) >= FILTERED_CHANNELS) {
+    // Convolutions by phase live by kernels in blocked layout, which a graph that is planned in stages has not.
+    if (places >= MANY_PLACES && !weight.graph.staged) return doubledConv2dByPhase(x, weight, bias);
+    if (4 * places * Math.max(channels.in, channels.out) < LARGEST_IMAGE)
+      return doubledConv2d(x, weight, bias);
+  }
+  return convolved(layer, resizeNearest(x, 2), options);
 }
 
-/** From so many on an image in nine forms is far larger than a processor's caches. A graph that is planned in stages has no kernels in blocked layout, which the other way lives by. */
+/** From so many on an image in nine forms is far larger than a processor's caches. */
 const MANY_PLACES = 4096;
 
 interface Layer {

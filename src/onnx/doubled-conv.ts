@@ -38,8 +38,8 @@ const repeatedTwice: Filtering = {
 };
 
 /**
- * The same as a convolution of its own for the even and the odd rows and columns, as two of an axis' three taps fall on the same pixel: four ninths of the multiplications, and nothing to
- * hold beside the results. For images so large that moving them is what takes the time.
+ * The same as a convolution of its own for the even and the odd rows and columns, as two of an axis' three taps fall on the same pixel: four ninths of the multiplications, and
+ * no planes to hold but the results. For images so large that moving them is what takes the time.
  */
 export function doubledConv2dByPhase(x: Value, weight: Value, bias?: Value): Value {
   const [o, c] = weight.shape as [number, number];

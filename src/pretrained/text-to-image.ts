@@ -1,6 +1,6 @@
 import { withGuidance } from '../diffusion/guidance.js';
 import type { SamplerChoice } from '../diffusion/scheduler-config.js';
-import type { Engine, State } from '../engine/engine.js';
+import type { Engine, Program, State } from '../engine/engine.js';
 import { LazyPrograms } from '../engine/lazy-programs.js';
 import { CancelledError, ModelError } from '../errors.js';
 import { wholePicture } from '../models/size-condition.js';
@@ -22,8 +22,8 @@ export interface TextToImageOptions {
   /** What is read from the state given to `draw`. */
   readonly adaptation?: Adaptation;
   /**
-   * Whether no two of the programs are held at a time: each call of `draw` makes them anew, and goes with all of its pictures through one before the next. Pictures stay
-   * the same. Default false.
+   * Whether no two of the programs are held at a time, which takes less memory: each call makes them anew, and `draw` goes with all of its pictures through one before the
+   * next. Pictures stay the same. Default false.
    */
   readonly inTurn?: boolean;
 }
@@ -81,6 +81,7 @@ export interface DrawingGraphs {
   readonly decoder: (pictures: number) => Graph;
 }
 
+/** The graphs for one resolution; nothing is built before it is asked for. */
 export function drawingGraphs(
   model: StableDiffusion,
   options: Pick<TextToImageOptions, 'resolution' | 'adaptation'> = {},
@@ -136,14 +137,18 @@ export class TextToImage {
     /** Pictures drawn at once. */
     readonly batch: number,
     private readonly inTurn: boolean,
-    private readonly texts: LazyPrograms<1>,
+    /** Of one prompt. */
+    private readonly texts: LazyPrograms<number>,
     /** By rows: with guidance each picture has two, without it one. */
     private readonly denoisers: LazyPrograms<number>,
     /** Of so many pictures; made when one is finished, as roll-outs finish none. */
     private readonly decoders: LazyPrograms<number>,
   ) {}
 
-  /** For one resolution and batch. With variables, every `draw` needs a `state` that holds them. */
+  /**
+   * For one resolution and batch. The text encoder is compiled at once, as every call begins with it; the others when they are first needed. With variables, every `draw` needs a
+   * `state` that holds them.
+   */
   static async create(
     model: StableDiffusion,
     engine: Engine,
@@ -152,7 +157,7 @@ export class TextToImage {
     const { resolution = model.resolution, batchSize = drawnAtOnce(resolution), inTurn = false } = options;
     const shape = model.latentShape(resolution);
     const { text, denoiser, decoder } = drawingGraphs(model, options);
-    const texts = new LazyPrograms<1>(engine, text);
+    const texts = new LazyPrograms<number>(engine, text);
     await texts.of(1);
     return new TextToImage(
       model,
@@ -181,19 +186,14 @@ export class TextToImage {
     const { steps = 30, onProgress } = options;
     const batches = this.#batches(requests);
     const total = batches.length * steps;
-    const embed = this.#embedder(options.state);
-    const embeddings: BatchEmbeddings[] = [];
-    for (const batch of batches) embeddings.push(await this.#embedBatch(batch, embed, options));
-    await this.#letGo(this.texts);
+    const embeddings = await this.#embedBatches(batches, options);
     const latents: Tensor<'float32'>[] = [];
     for (const [b, batch] of batches.entries()) {
       const onStep = (done: number) => onProgress?.(b * steps + done, total);
       latents.push(await this.#sample(batch, embeddings[b]!, options, { onStep }));
     }
-    await this.#letGo(this.denoisers);
     const images: DrawnImage[] = [];
     for (const [b, batch] of batches.entries()) images.push(...(await this.#decode(batch, latents[b]!)));
-    await this.#letGo(this.decoders);
     return images;
   }
 
@@ -205,9 +205,10 @@ export class TextToImage {
    */
   async visit(requests: readonly DrawingRequest[], options: DrawOptions = {}): Promise<VisitedState[][]> {
     const visited: VisitedState[][] = requests.map(() => []);
-    const embed = this.#embedder(options.state);
-    for (const [b, batch] of this.#batches(requests).entries()) {
-      await this.#sample(batch, await this.#embedBatch(batch, embed, options), options, {
+    const batches = this.#batches(requests);
+    const embeddings = await this.#embedBatches(batches, options);
+    for (const [b, batch] of batches.entries()) {
+      await this.#sample(batch, embeddings[b]!, options, {
         onState: (samples, timestep) => {
           batch.forEach(({ prompt }, i) => {
             visited[b * this.batch + i]!.push({ prompt, sample: rowOf(samples, i), timestep });
@@ -221,23 +222,23 @@ export class TextToImage {
   /** What the denoiser says of each of these states, without guidance, [C, h, w] each. */
   async predict(states: readonly VisitedState[], state?: State): Promise<Tensor<'float32'>[]> {
     const rows = 2 * this.batch; // the program that guided drawing has
-    const denoiser = await this.denoisers.of(rows);
     const embed = this.#embedder(state);
     const size = this.model.sizeFeeds(wholePicture(this.resolution, this.resolution));
+    const feeds: Record<string, Tensor>[] = [];
+    for (const { prompt, sample, timestep } of states) {
+      feeds.push({
+        sample: float32([1, ...sample.shape], sample.data),
+        timestep: full([1], timestep),
+        ...(await embed(prompt)),
+        ...size,
+      });
+    }
+    const denoiser = await this.#turn(this.denoisers, rows);
     const predictions: Tensor<'float32'>[] = [];
     for (let start = 0; start < states.length; start += rows) {
-      const part = states.slice(start, start + rows);
+      const part = feeds.slice(start, start + rows);
       const filled = Array.from({ length: rows }, (_, i) => part[i] ?? part[0]!);
-      const feeds = [];
-      for (const { prompt, sample, timestep } of filled) {
-        feeds.push({
-          sample: float32([1, ...sample.shape], sample.data),
-          timestep: full([1], timestep),
-          ...(await embed(prompt)),
-          ...size,
-        });
-      }
-      const { prediction } = await denoiser.run(batchRows(feeds), state);
+      const { prediction } = await denoiser.run(batchRows(filled), state);
       predictions.push(...part.map((_, i) => rowOf(prediction as Tensor<'float32'>, i)));
     }
     return predictions;
@@ -246,7 +247,7 @@ export class TextToImage {
   /** What the text encoders say of a prompt, [1, ...] each. */
   async embed(prompt: string, state?: State): Promise<PromptEmbedding> {
     const { tokens } = this.model.tokenize(prompt);
-    const encoder = await this.texts.of(1);
+    const encoder = await this.#turn(this.texts, 1);
     return (await encoder.run(tokens, state)) as unknown as PromptEmbedding;
   }
 
@@ -279,9 +280,13 @@ export class TextToImage {
     );
   }
 
-  /** What is done with for this call is not held beside what comes next, where programs take turns. */
-  async #letGo(programs: { release(): Promise<void> }): Promise<void> {
-    if (this.inTurn) await programs.release();
+  /** A program; where they take turns, when all others are gone. */
+  async #turn(programs: LazyPrograms<number>, size: number): Promise<Program> {
+    if (this.inTurn) {
+      for (const held of [this.texts, this.denoisers, this.decoders])
+        await held.release(held === programs ? size : undefined);
+    }
+    return programs.of(size);
   }
 
   /** A last batch that is not full repeats its first request; the programs have one shape. */
@@ -289,22 +294,26 @@ export class TextToImage {
     return Array.from({ length: this.batch }, (_, i) => requests[i] ?? requests[0]!);
   }
 
-  async #embedBatch(
-    requests: readonly DrawingRequest[],
-    embed: (prompt: string) => Promise<PromptEmbedding>,
+  async #embedBatches(
+    batches: readonly (readonly DrawingRequest[])[],
     { guidanceScale = GUIDANCE_SCALE, negativePrompt, state }: DrawOptions,
-  ): Promise<BatchEmbeddings> {
-    const wanted: PromptEmbedding[] = [];
-    for (const { prompt } of this.#filled(requests)) wanted.push(await embed(prompt));
-    if (guidanceScale === 1) return { wanted };
-    return { wanted, unwanted: await this.embedUnwanted(negativePrompt, state) };
+  ): Promise<readonly BatchEmbeddings[]> {
+    const embed = this.#embedder(state);
+    const unwanted = guidanceScale === 1 ? undefined : await this.embedUnwanted(negativePrompt, state);
+    const embeddings: BatchEmbeddings[] = [];
+    for (const batch of batches) {
+      const wanted: PromptEmbedding[] = [];
+      for (const { prompt } of this.#filled(batch)) wanted.push(await embed(prompt));
+      embeddings.push({ wanted, ...(unwanted && { unwanted }) });
+    }
+    return embeddings;
   }
 
   async #decode(
     requests: readonly DrawingRequest[],
     latents: Tensor<'float32'>,
   ): Promise<readonly DrawnImage[]> {
-    const decoder = await this.decoders.of(this.batch);
+    const decoder = await this.#turn(this.decoders, this.batch);
     const { pixels } = await decoder.run({ latents });
     this.#requireNumbers(requests, pixels as Tensor<'float32'>);
     return requests.map((_, i) => pictureBytes(pixels as Tensor<'float32'>, i));
@@ -336,7 +345,7 @@ export class TextToImage {
     const sampler = this.model.scheduler.sampler(options);
     const { resolution } = this;
     const rows = unwanted ? 2 * this.batch : this.batch;
-    const denoiser = await this.denoisers.of(rows);
+    const denoiser = await this.#turn(this.denoisers, rows);
     const size = this.model.sizeFeeds(wholePicture(resolution, resolution));
     const condition = batchRows(
       [...(unwanted ? wanted.map(() => unwanted) : []), ...wanted].map((embedding) => ({

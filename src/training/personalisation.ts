@@ -160,6 +160,11 @@ export class Personalisation {
     this.#learnsText = inputs.model.trainsText(settings.trainable);
   }
 
+  /**
+   * Restores what a resumed run has, and compiles what the first step needs.
+   *
+   * @throws RunError when the run was trained with other class pictures or another state; CancelledError when the signal is raised while pictures are encoded ahead.
+   */
   static async create(
     inputs: PersonalisationInputs,
     settings: PersonalisationSettings,
@@ -223,10 +228,16 @@ export class Personalisation {
       shapes.reduce((n, s) => n + elementCount(s.shape), 0),
       lossScaler,
     );
-    if (inputs.encodesAhead) await personalisation.#encodeAhead();
-    // What cannot be compiled is told before a step is announced; the other buckets' programs are made when their turn comes.
-    const { bucket } = personalisation.#turn(personalisation.fromStep * settings.gradientAccumulationSteps);
-    await personalisation.#program(bucket);
+    try {
+      const { fromStep } = personalisation;
+      if (inputs.encodesAhead && !personalisation.#isOver(fromStep)) await personalisation.#encodeAhead();
+      // What cannot be compiled is told before a step is announced; the other buckets' programs are made when their turn comes.
+      const { bucket } = personalisation.#turn(fromStep * settings.gradientAccumulationSteps);
+      await personalisation.#program(bucket);
+    } catch (error) {
+      await personalisation.release();
+      throw error;
+    }
     return personalisation;
   }
 
@@ -355,16 +366,17 @@ export class Personalisation {
     await validate(step, this.learnt);
   }
 
-  /** @throws CancelledError when the signal is raised. */
+  /** Size by size, so that one encoder is held at a time. @throws CancelledError when the signal is raised. */
   async #encodeAhead(): Promise<void> {
     const { instances, priors, onEvent, signal } = this.inputs;
     const { steps, gradientAccumulationSteps: parts } = this.settings;
-    const views = new Map<string, () => Promise<unknown>>();
+    const sizes = new Map<string, Map<string, () => Promise<unknown>>>();
     for (let index = this.fromStep * parts; index < steps * parts; index++) {
       const turn = this.#turn(index);
       const { size } = turn.bucket;
-      for (const [kind, shown] of Object.entries(this.#shown(index, turn))) {
-        const { latents, references, picks } = shown;
+      const views = sizes.get(sizeName(size)) ?? new Map();
+      sizes.set(sizeName(size), views);
+      for (const [kind, { latents, references, picks }] of Object.entries(this.#shown(index, turn))) {
         for (const { picture, random } of picks) {
           const view = latents.viewOf(picture, size, random);
           if (view === undefined) return;
@@ -375,17 +387,20 @@ export class Personalisation {
         }
       }
     }
+    const total = [...sizes.values()].reduce((sum, views) => sum + views.size, 0);
     let done = 0;
-    for (const encode of views.values()) {
-      if (signal?.aborted) {
-        throw new CancelledError(
-          'Stopped while encoding pictures. The same command with --resume-from-checkpoint latest starts again.',
-        );
+    for (const views of sizes.values()) {
+      for (const encode of views.values()) {
+        if (signal?.aborted) {
+          throw new CancelledError(
+            'Stopped while encoding pictures. What is done is kept; the same command with --resume-from-checkpoint latest goes on from there.',
+          );
+        }
+        await encode();
+        onEvent?.({ kind: 'stage', name: 'encoding pictures', done: ++done, total });
       }
-      await encode();
-      onEvent?.({ kind: 'stage', name: 'encoding pictures', done: ++done, total: views.size });
+      for (const held of [instances.latents, priors?.latents, instances.references]) await held?.release();
     }
-    for (const held of [instances.latents, priors?.latents, instances.references]) await held?.release();
   }
 
   async #drawRollouts(step: number): Promise<void> {

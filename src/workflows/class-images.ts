@@ -11,6 +11,7 @@ import type { Json } from '../formats/json-config.js';
 import { makeFolder } from '../formats/make-folder.js';
 import type { TextToImage } from '../pretrained/text-to-image.js';
 import type { TrainingListener } from '../training/events.js';
+import { CountedStage } from './counted-stage.js';
 
 export interface ClassImageOptions {
   /** Where they are kept; pictures that are there already are used. */
@@ -57,16 +58,18 @@ export async function classImages(drawer: TextToImage, options: ClassImageOption
   const isWanted = (i: number): boolean => i < count;
   const isMissing = (b: number): boolean => ofBatch(b).some((i) => isWanted(i) && !there.has(fileName(i)));
   const missing = Array.from({ length: all }, (_, b) => b).filter(isMissing);
+  const stage = new CountedStage('drawing class images', all, all - missing.length, onEvent);
   const together = drawer.share / drawer.batch;
   for (let start = 0; start < missing.length; start += together) {
     const batches = missing.slice(start, start + together);
     const indices = batches.flatMap(ofBatch);
     const requests = indices.map((i) => ({ prompt, seed: classSeed(seed, i) }));
-    const drawn = await drawer.draw(requests, options);
+    const onProgress = (done: number, of: number) => stage.advance(0, (batches.length * done) / of);
+    const drawn = await drawer.draw(requests, { ...options, onProgress });
     for (const [place, i] of indices.entries()) {
       if (isWanted(i)) await writeFileAtomic(join(folder, fileName(i)), await encodePng(drawn[place]!));
     }
-    onEvent?.({ kind: 'stage', name: 'drawing class images', done: batches.at(-1)! + 1, total: all });
+    stage.advance(batches.length);
   }
   const files = Array.from({ length: count }, (_, i) => join(folder, fileName(i)));
   return readReferenceImages(files, { resolution, smallestSide: 1 });

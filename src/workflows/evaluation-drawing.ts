@@ -125,20 +125,26 @@ async function drawPrompt(
   const place = join(folder, promptFolderName(p, subject.texts[p]!));
   await makeFolder(place);
   await removeStaleTemporaries(place);
-  for (let start = 0; start < numImages; start += drawer.share) {
-    const part = files.slice(start, start + drawer.share);
-    const present = await Promise.all(part.map(pathExists));
-    const lacking = present.filter((is) => !is).length;
-    if (lacking === 0) continue;
-    const requests = part.map((_, i) => ({ prompt, seed: seed + start + i }));
+  const present = await Promise.all(files.map(pathExists));
+  const ofBatch = (b: number): number[] =>
+    files.map((_, i) => i).slice(b * drawer.batch, (b + 1) * drawer.batch);
+  const isMissing = (b: number): boolean => ofBatch(b).some((i) => !present[i]);
+  const missing = Array.from({ length: Math.ceil(numImages / drawer.batch) }, (_, b) => b).filter(isMissing);
+  const together = drawer.share / drawer.batch;
+  for (let start = 0; start < missing.length; start += together) {
+    const indices = missing.slice(start, start + together).flatMap(ofBatch);
+    const lacking = indices.filter((i) => !present[i]).length;
     const drawn = await drawer
-      .draw(requests, {
-        steps,
-        guidanceScale,
-        state,
-        onProgress: (done, all) => stage.advance(0, (lacking * done) / all),
-        ...(signal ? { signal } : {}),
-      })
+      .draw(
+        indices.map((i) => ({ prompt, seed: seed + i })),
+        {
+          steps,
+          guidanceScale,
+          state,
+          onProgress: (done, all) => stage.advance(0, (lacking * done) / all),
+          ...(signal ? { signal } : {}),
+        },
+      )
       .catch((error: unknown) => {
         if (!(error instanceof CancelledError)) throw error;
         throw new CancelledError(
@@ -146,8 +152,8 @@ async function drawPrompt(
           { cause: error },
         );
       });
-    for (const [i, path] of part.entries()) {
-      if (!present[i]) await writeFileAtomic(path, await encodePng(drawn[i]!));
+    for (const [place, i] of indices.entries()) {
+      if (!present[i]) await writeFileAtomic(files[i]!, await encodePng(drawn[place]!));
     }
     stage.advance(lacking);
   }

@@ -35,6 +35,8 @@ export interface MemoryEstimate {
   readonly available: number;
   /** Whether the programs that draw are not to be held together: with gradient checkpointing, which is asked for where memory is short, and where they would not fit. */
   readonly drawsInTurn: boolean;
+  /** Whether pictures are better encoded before the step's programs are made, under the same conditions; never with random crops. */
+  readonly encodesAhead: boolean;
 }
 
 /** Measured: Node with the libraries loaded, the engine's thread and JavaScript's own heap. */
@@ -105,18 +107,16 @@ export function estimateMemory(
   const before = drawn.flatMap(partsOf);
   const after = [...together.flatMap(partsOf), ...state!];
   const drawingTogether = phase('drawing', drawn, [], after);
-  const inTurn = settings.gradientCheckpointing || drawingTogether.total > available;
-  const encodesAhead = inTurn && encodesOnce;
-  const encoded = takingTurns(encoders);
+  const trainingTogether = phase('training', together, state!, before);
+  const isApart = (held: MemoryPhase): boolean => settings.gradientCheckpointing || held.total > available;
+  const drawsInTurn = isApart(drawingTogether);
+  const encodesAhead = encodesOnce && isApart(trainingTogether);
   const phases = [
-    ...(inTurn ? drawingPhases(drawing, after) : [drawingTogether]),
-    ...(encodesAhead ? [phase('encoding pictures', encoded, state!, before)] : []),
-    encodesAhead
-      ? phase('training', takingTurns(programs), state!, [...before, ...encoded.flatMap(partsOf)])
-      : phase('training', together, state!, before),
+    ...(drawsInTurn ? drawingPhases(drawing, after) : [drawingTogether]),
+    ...(encodesAhead ? trainingPhases(programs, encoders, state!, before) : [trainingTogether]),
   ];
   const peak = phases.reduce((most, one) => (one.total > most.total ? one : most));
-  return { phases, peak, available, drawsInTurn: inTurn };
+  return { phases, peak, available, drawsInTurn, encodesAhead };
 }
 
 /** What is drawn. */
@@ -262,6 +262,20 @@ function drawingPhases(programs: DrawingPrograms, before: readonly MemoryPart[])
     one('reading prompts', programs.text),
     one('drawing', programs.denoiser),
     one('decoding what was drawn', programs.decoder),
+  ];
+}
+
+/** Training where all pictures are encoded before the step's programs are made. @param before what was there before and has been given back */
+function trainingPhases(
+  programs: readonly NamedProgram[],
+  encoders: readonly NamedProgram[],
+  state: readonly MemoryPart[],
+  before: readonly MemoryPart[],
+): MemoryPhase[] {
+  const encoded = takingTurns(encoders);
+  return [
+    phase('encoding pictures', encoded, state, before),
+    phase('training', takingTurns(programs), state, [...before, ...encoded.flatMap(partsOf)]),
   ];
 }
 

@@ -63,7 +63,7 @@ export interface PersonaliseOptions extends Partial<PersonaliseSettings>, BaseMo
   readonly threads?: number;
   /** Where graphs run; the processor by default. */
   readonly device?: Device;
-  /** Refuse to start what this machine has not the memory for, by an estimate. Default true. */
+  /** Refuse to start what this machine has not the memory for, by an estimate. It is made in any case, since it says which programs take turns. Default true. */
   readonly memoryCheck?: boolean;
   /** Runs graphs; made and closed by this call when it is left out. */
   readonly engine?: Engine;
@@ -170,7 +170,7 @@ async function memoryNeeds({
 }
 
 /** @throws EngineError when the machine has not the memory, unless that is not to be checked. */
-async function checkMemory(
+async function estimateAndCheck(
   prepared: Prepared,
   { memoryCheck = true }: PersonaliseOptions,
 ): Promise<MemoryEstimate> {
@@ -214,7 +214,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
     ...(subjects.length === 1 ? unnamedSubjectWarnings(drawn, subjects[0]!) : []),
     ...truncations(model, [...instancePrompts, ...subjects.map((s) => s.classPrompt), ...drawn]),
   ];
-  const memory = (options.device ?? 'cpu') === 'cpu' ? await checkMemory(prepared, options) : undefined;
+  const memory = (options.device ?? 'cpu') === 'cpu' ? await estimateAndCheck(prepared, options) : undefined;
   const inTurn = memory?.drawsInTurn ?? false;
   const judging = await openRunJudges(settings.judges, rewardSpecs);
   warnings.push(...judging.warnings);
@@ -371,7 +371,7 @@ export async function personalise(options: PersonaliseOptions): Promise<Personal
           },
           ...(priorLatents ? { priors: { latents: priorLatents, texts: texts.priors } } : {}),
           ...(states && texts.rollouts ? { rollouts: { states, texts: texts.rollouts } } : {}),
-          encodesAhead: inTurn,
+          encodesAhead: memory?.encodesAhead ?? false,
           prompt: subjects[0]!.instancePrompt,
           priorDigest: pixelDigests(priors).join(' '),
           ...(earlyStopping ? { earlyStopping } : {}),

@@ -253,7 +253,7 @@ test('--dry-run tells the memory by phase and trains nothing', async () => {
       async ({ onEvent, ...options }) => {
         assert.ok(onEvent);
         asked = options;
-        return { phases: [peak], peak, available: 2 ** 33, drawsInTurn: false };
+        return { phases: [peak], peak, available: 2 ** 33, drawsInTurn: false, encodesAhead: false };
       },
     ),
   );

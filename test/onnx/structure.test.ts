@@ -201,6 +201,10 @@ suite('structure of graphs', () => {
     const large = build({ side: 64 });
     assert.ok(large.includes('DepthToSpace') && !large.includes('MatMul') && !large.includes('Resize'));
     assert.deepEqual(build({ side: 64, staged: true }), filtered);
+    assert.ok(
+      build({ side: 256, staged: true }).includes('Resize'),
+      'nine forms of the image would be too much',
+    );
     const onCard: Computation = { type: 'float32', minimalFiltering: false, rowsInTurn: false };
     for (const other of [{ channels: 128 }, { computation: onCard }, { learns: true }, { lora: true }]) {
       const plain = build(other);

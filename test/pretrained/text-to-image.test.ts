@@ -57,8 +57,12 @@ test('in turn, one program is held at a time, and the pictures are the same', as
     assert.deepEqual(await draw(inTurn), wanted);
     assert.equal(most(), 1);
   }
-  const visited = await inTurn.visit(requests, { steps: 2 });
-  assert.equal(visited.length, 3);
+  for (const guidanceScale of [1, 7.5]) {
+    const visited = (await inTurn.visit(requests, { steps: 2, scheduler: 'ddim', guidanceScale })).flat();
+    assert.equal(visited.length, 6);
+    assert.equal((await inTurn.predict(visited)).length, 6);
+    assert.equal(most(), 1);
+  }
   await inTurn.release();
   await engine.close();
 });

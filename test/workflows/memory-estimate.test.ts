@@ -81,7 +81,8 @@ test('all weights: an update in pieces takes less, and has moments and averages 
 
 test('what the machine cannot hold is refused with the estimate and what takes less', () => {
   const needs = needsOf({ instances: 8, priors: 8 }, [256, 128]);
-  const { peak } = estimateMemory(model, needs);
+  // Where nothing is left, everything takes turns.
+  const { peak } = estimateMemory(model, needs, 0);
   const require = (wanted: MemoryNeeds, available: number): void =>
     requireMemory(model, wanted, estimateMemory(model, wanted, available));
   require(needs, peak.total);
@@ -112,41 +113,43 @@ test('what the machine cannot hold is refused with the estimate and what takes l
   );
 });
 
-test('with gradient checkpointing and where memory is short, programs that draw and encode take turns, and need less then', () => {
-  const drawing = (needs: MemoryNeeds, available?: number) => {
-    const { phases, drawsInTurn } = estimateMemory(model, needs, available);
-    const drawn = phases.filter(({ name }) => name !== 'training');
+test('with gradient checkpointing and where memory is short, programs take turns, and need less then', () => {
+  const inTurn = ['reading prompts', 'drawing', 'decoding what was drawn', 'encoding pictures', 'training'];
+  const estimate = (needs: MemoryNeeds, available = 2 ** 40) => {
+    const { phases, peak, ...how } = estimateMemory(model, needs, available);
+    const most = (names: readonly string[]): number =>
+      Math.max(...phases.filter(({ name }) => names.includes(name)).map(({ total }) => total));
     return {
-      names: drawn.map(({ name }) => name),
-      most: Math.max(...drawn.map(({ total }) => total)),
-      drawsInTurn,
+      names: phases.map(({ name }) => name),
+      how: [how.drawsInTurn, how.encodesAhead],
+      drawing: most(inTurn.slice(0, 3)),
+      training: most(inTurn.slice(3)),
+      peak: peak.total,
     };
   };
-  const needs = needsOf();
-  const together = drawing(needs, 2 ** 40);
-  assert.deepEqual([together.names, together.drawsInTurn], [['drawing'], false]);
-  for (const inTurn of [
-    drawing(needsOf({ gradientCheckpointing: true }), 2 ** 40),
-    drawing(needs, together.most - 1),
-  ]) {
-    assert.deepEqual(inTurn.names, [
-      'reading prompts',
-      'drawing',
-      'decoding what was drawn',
-      'encoding pictures',
-    ]);
-    assert.equal(inTurn.drawsInTurn, true);
-    assert.ok(inTurn.most < together.most);
-  }
-  const cropped = { ...needsOf({ gradientCheckpointing: true }), encodesOnce: false };
-  assert.ok(
-    !drawing(cropped).names.includes('encoding pictures'),
-    'random crops are encoded between the steps',
+  const checkpointed = needsOf({ gradientCheckpointing: true });
+  const together = estimate(needsOf());
+  assert.deepEqual(
+    [together.names, together.how],
+    [
+      ['drawing', 'training'],
+      [false, false],
+    ],
   );
-  assert.ok(training(cropped) > training(needsOf({ gradientCheckpointing: true })));
+  assert.deepEqual([estimate(checkpointed).names, estimate(checkpointed).how], [inTurn, [true, true]]);
+  const [less, more] = [together.drawing, together.training].sort((a, b) => a - b) as [number, number];
+  const short = estimate(needsOf(), less - 1);
+  assert.deepEqual([short.names, short.how], [inTurn, [true, true]]);
+  assert.ok(short.drawing < together.drawing && short.training < together.training);
+  // Each by itself: only what does not fit is taken apart.
+  const between = estimate(needsOf(), more - 1);
+  assert.deepEqual(between.how, [together.drawing === more, together.training === more]);
+  const cropped = estimate({ ...checkpointed, encodesOnce: false });
+  assert.deepEqual(cropped.how, [true, false], 'random crops are encoded between the steps');
+  assert.ok(cropped.training > estimate(checkpointed).training);
   const drawn = { resolution: 256, adaptation: {}, guided: true };
   assert.equal(drawsInTurn(model, drawn, 2 ** 40), false);
-  assert.equal(drawsInTurn(model, drawn, together.most / 4), true);
+  assert.equal(drawsInTurn(model, drawn, together.drawing / 4), true);
 });
 
 test('the machine has some memory', () => {

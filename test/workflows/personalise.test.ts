@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { access, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { access, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { Engine } from '../../src/engine/engine.js';
@@ -236,49 +236,95 @@ test('a resumed run may change its learning rate, but not its class pictures', a
 
 test('with gradient checkpointing the programs of a run take turns: none that draws or encodes beside another or beside the step', async (t) => {
   const folder = await temporaryFolder(t);
-  const images = await writePictures(join(folder, 'images'));
-  const run = tinyRun(images, join(folder, 'run'));
-  const own = createNodeEngine({ threads: 1 });
-  const held = new Set<string>();
-  /** By graph: what was held when it was compiled. */
-  const beside = new Map<string, Set<string>>();
-  const engine: Engine = {
-    async compile(graph, options) {
-      const { name } = graph;
-      beside.set(name, new Set([...(beside.get(name) ?? []), ...held]));
-      const program = await own.compile(graph, options);
-      held.add(name);
-      const release = () => {
-        held.delete(name);
-        return program.release();
-      };
-      return { ...program, release };
-    },
-    state: (tensors) => own.state(tensors),
-    close: () => own.close(),
+  const run = {
+    ...tinyRun(await writePictures(join(folder, 'images')), join(folder, 'run')),
+    classDataDir: join(folder, 'classes'),
+    numClassImages: 9,
+    randomFlip: true,
+    gradientCheckpointing: true,
   };
+  const { engine, beside, held } = watchedEngine();
   const encoded: number[] = [];
-  const result = await personalise({
+  const drawn: number[] = [];
+  const whole = await personalise({
     ...run,
     engine,
-    numClassImages: 9,
-    gradientCheckpointing: true,
     onEvent: (e) => {
       if (e.kind === 'stage' && e.name === 'encoding pictures') encoded.push(e.done / e.total);
+      if (e.kind === 'stage' && e.name === 'drawing class images') drawn.push(e.done / e.total);
       if (e.kind === 'started')
         assert.equal(encoded.at(-1), 1, 'what training will see is encoded before it');
     },
   });
-  await engine.close();
   for (const name of ['text_encoder', 'denoiser', 'decoder', 'encoder', 'training_step']) {
     assert.deepEqual([...beside.get(name)!], [], name);
   }
-  assert.ok(encoded.length > 3);
-  const plain = await personalise({ ...run, output: join(folder, 'plain'), numClassImages: 9 });
-  const pictures = (of: string) => readdir(join(of, 'class_images'));
-  assert.deepEqual(await pictures(result.run), await pictures(plain.run));
-  for (const name of await pictures(plain.run)) {
-    const read = (of: string) => readFile(join(of, 'class_images', name));
-    assert.deepEqual(await read(result.run), await read(plain.run), name);
-  }
+  assert.ok(encoded.length > 3 && drawn.length > 3);
+  assert.equal(drawn.at(-1), 1);
+  assert.equal(held.size, 0);
+
+  // A batch in the middle is missing: it comes back the same, and so does what is learnt, although this run is stopped while it encodes and again while it trains.
+  const missing = ['class-0004.png', 'class-0006.png'].map((name) => join(run.classDataDir, name));
+  const pictures = await Promise.all(missing.map((path) => readFile(path)));
+  for (const path of missing) await rm(path);
+  const start = (stopAt: (e: TrainingEvent) => boolean, resumeFromCheckpoint?: string) => {
+    const stop = new AbortController();
+    return personalise({
+      ...run,
+      output: join(folder, 'stopped'),
+      engine,
+      signal: stop.signal,
+      onEvent: (e) => {
+        if (stopAt(e)) stop.abort();
+      },
+      ...(resumeFromCheckpoint ? { resumeFromCheckpoint } : {}),
+    });
+  };
+  await assert.rejects(
+    start((e) => e.kind === 'stage' && e.name === 'encoding pictures' && e.done === 2),
+    (error) => error instanceof CancelledError && /while encoding pictures/.test(error.message),
+  );
+  assert.equal(held.size, 0, 'nothing of a run that was stopped is left');
+  await assert.rejects(
+    start((e) => e.kind === 'progress' && e.step === 4, 'latest'),
+    CancelledError,
+  );
+  const resumed = await start(() => false, 'latest');
+  assert.deepEqual(await Promise.all(missing.map((path) => readFile(path))), pictures);
+  assert.deepEqual(await readFile(resumed.files[0]!), await readFile(whole.files[0]!));
+  await engine.close();
 });
+
+/** An engine that tells of each kind of graph what else was held whenever one was compiled, and what programs and states are held now. */
+function watchedEngine() {
+  const own = createNodeEngine({ threads: 1 });
+  const held = new Map<object, string>();
+  const beside = new Map<string, Set<string>>();
+  const engine: Engine = {
+    async compile(graph, options) {
+      const { name } = graph;
+      beside.set(name, new Set([...(beside.get(name) ?? []), ...held.values()].filter((n) => n !== 'state')));
+      const program = await own.compile(graph, options);
+      held.set(program, name);
+      const release = () => {
+        held.delete(program);
+        return program.release();
+      };
+      return { ...program, release };
+    },
+    async state(tensors) {
+      const state = await own.state(tensors);
+      held.set(state, 'state');
+      const { release } = state;
+      // The engine knows a state by itself, so that it cannot be wrapped.
+      return Object.assign(state, {
+        release: () => {
+          held.delete(state);
+          return release();
+        },
+      });
+    },
+    close: () => own.close(),
+  };
+  return { engine, beside, held };
+}
