@@ -1,3 +1,6 @@
+/** Blocks from this size on come straight from the system and go back to it, in bytes. */
+export const largeBlock = 32 * 2 ** 20;
+
 /**
  * How the C library of Linux (glibc) is to keep memory for the engine, as the environment of a process: the engine asks for every value anew and gives it back when it was read
  * for the last time. One arena, so that what one thread gives back another can have; blocks of up to 32 MiB from there, since the system would hand out each large one
@@ -6,6 +9,6 @@
  */
 export const allocatorSettings: Readonly<Record<string, string>> = {
   MALLOC_ARENA_MAX: '1',
-  MALLOC_MMAP_THRESHOLD_: String(32 * 2 ** 20),
+  MALLOC_MMAP_THRESHOLD_: String(largeBlock),
   MALLOC_TRIM_THRESHOLD_: String(2 ** 30),
 };

@@ -3,6 +3,7 @@ import type { Operator } from '../onnx/operators.js';
 import { keepSharedWeights } from '../onnx/shared-weights.js';
 import { stagesOf } from '../onnx/stages.js';
 import { bytesPerElement } from '../tensor/dtype.js';
+import { largeBlock } from './allocator.js';
 
 /** What a compiled graph takes, in bytes. */
 export interface GraphMemory {
@@ -48,7 +49,7 @@ const sizeOf = ({ size, dtype, producer }: Value): number =>
 
 /**
  * Estimates what a graph takes when ONNX Runtime has compiled it for the processor and runs it, from the graph alone: nodes are walked in the order in which they
- * were added, each value lives from where it is computed to its last use, and what it leaves is kept for the next one of its shape. `npm run bench:memory` compares it with what is measured.
+ * were added, each value lives from where it is computed to its last use, and what it leaves is kept for the next one of its shape, if there is one. `npm run bench:memory` compares it with what is measured.
  */
 export function estimateGraphMemory(graph: Graph): GraphMemory {
   keepSharedWeights(graph);
@@ -155,8 +156,9 @@ export const heldBytes = (graph: Graph, order: readonly Node[]): number =>
   fedBytes(graph) + heldByShape(order, new Set(results(graph)));
 
 /**
- * The engine plans ahead that the place of a value that is no longer needed is taken by a later one of the same type and shape, and
- * holds it until then: of each shape it holds as many as are ever alive at once, whether those of other shapes are needed at that moment or not.
+ * The engine plans ahead that the place of a value that is no longer needed is taken by the next one of the same type and shape, and holds it until then, whether those of
+ * other shapes are needed at that moment or not. A place that none will take is given back: a large one to the system, while smaller ones stay with the process, so that of each of
+ * their shapes as many count as are ever alive at once.
  *
  * @param kept results that stay to the end
  */
@@ -174,13 +176,14 @@ function heldByShape(order: readonly Node[], kept: ReadonlySet<Value>): number {
   for (const { inputs } of order)
     for (const v of inputs) if (v) remaining.set(v, (remaining.get(v) ?? 0) + 1);
   const own = new Set<Value>();
-  const live = new Map<string, number>();
-  const most = new Map<string, number>();
+  const courses = new Map<string, Course>();
+  let now = 0;
   const hold = (v: Value, sign: 1 | -1): void => {
     const shape = `${v.dtype} ${v.shape.join()}`;
-    const bytes = (live.get(shape) ?? 0) + sign * sizeOf(v);
-    live.set(shape, bytes);
-    most.set(shape, Math.max(most.get(shape) ?? 0, bytes));
+    const course = courses.get(shape) ?? { place: sizeOf(v), times: [], live: [] };
+    courses.set(shape, course);
+    course.live.push((course.live.at(-1) ?? 0) + sign * course.place);
+    course.times.push(now++);
   };
   for (const node of order) {
     const [first] = node.outputs;
@@ -208,5 +211,46 @@ function heldByShape(order: readonly Node[], kept: ReadonlySet<Value>): number {
       if (uses.get(ownerOf(output)) === 0) hold(ownerOf(output), -1);
     }
   }
-  return [...most.values()].reduce((sum, bytes) => sum + bytes, 0);
+  const all = [...courses.values()];
+  const small = all.filter(({ place }) => place < largeBlock);
+  const large = all.filter(({ place }) => place >= largeBlock);
+  return small.reduce((sum, { live }) => sum + highest(live), 0) + heldTogether(large, now);
+}
+
+/** How much of one shape is alive, in the order of time. */
+interface Course {
+  /** Bytes of one value. */
+  readonly place: number;
+  /** When it changes. */
+  readonly times: number[];
+  /** Bytes from then on. */
+  readonly live: number[];
+}
+
+const highest = (values: readonly number[]): number => values.reduce((most, v) => Math.max(most, v), 0);
+
+/** The most that is held of all these shapes at any time before `end`: of each what is alive, and places that were taken before and will be again. */
+function heldTogether(courses: readonly Course[], end: number): number {
+  const changes = new Float64Array(end);
+  for (const { times, live } of courses) {
+    const past = runningMaximum(live);
+    const future = runningMaximum([...live].reverse()).reverse();
+    const held = live.map((bytes, i) => Math.max(bytes, Math.min(past[i]!, future[i]!)));
+    held.forEach((bytes, i) => {
+      changes[times[i]!] = bytes - (held[i - 1] ?? 0);
+    });
+  }
+  let held = 0;
+  return changes.reduce((most, change) => {
+    held += change;
+    return Math.max(most, held);
+  }, 0);
+}
+
+function runningMaximum(values: readonly number[]): number[] {
+  let most = 0;
+  return values.map((v) => {
+    most = Math.max(most, v);
+    return most;
+  });
 }
