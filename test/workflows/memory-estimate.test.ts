@@ -3,7 +3,6 @@ import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { availableMemory } from '../../src/engine/available-memory.js';
 import { EngineError } from '../../src/errors.js';
 import { adamw } from '../../src/optim/adamw.js';
 import { StableDiffusion } from '../../src/pretrained/stable-diffusion.js';
@@ -150,11 +149,6 @@ test('with gradient checkpointing and where memory is short, programs take turns
   const drawn = { resolution: 256, adaptation: {}, guided: true };
   assert.equal(drawsInTurn(model, drawn, 2 ** 40), false);
   assert.equal(drawsInTurn(model, drawn, together.drawing / 4), true);
-});
-
-test('the machine has some memory', () => {
-  const bytes = availableMemory();
-  assert.ok(Number.isFinite(bytes) && bytes > 2 ** 20);
 });
 
 test('rewards count with their networks, the decoder and the turn of the critic', async (t) => {
