@@ -25,7 +25,9 @@ export class LazyPrograms<Size extends number | readonly number[]> {
     for (const [key, program] of [...this.#programs]) {
       if (kept !== undefined && key === String(kept)) continue;
       this.#programs.delete(key);
-      await (await program).release();
+      // Whoever asked for one that cannot be compiled was told.
+      const compiled = await program.catch(() => undefined);
+      await compiled?.release();
     }
   }
 }

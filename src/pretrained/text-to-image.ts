@@ -23,7 +23,7 @@ export interface TextToImageOptions {
   readonly adaptation?: Adaptation;
   /**
    * Whether no two of the programs are held at a time, which takes less memory: each call makes them anew, and `draw` goes with all of its pictures through one before the
-   * next. Pictures stay the same. Default false.
+   * next. Pictures stay the same. Calls must not overlap then. Default false.
    */
   readonly inTurn?: boolean;
 }

@@ -203,42 +203,50 @@ export class Personalisation {
     const restoredScaler = restored && (() => LossScaler.restore(restored.progress.lossScale, restored.path));
     const lossScaler = half ? (restoredScaler ?? LossScaler.start)() : undefined;
     const state = await engine.state(new Map());
-    // One by one: all weights of a model and what the optimiser keeps of them would not fit into memory twice.
-    for (const { name, read } of initial) {
-      await state.write(new Map([[name, await (restored ? readTensor(restored.tensors, name) : read())]]));
-    }
-    const { rollouts } = inputs;
-    if (restored && rollouts && restored.step < settings.steps && !rollouts.states.isDue(restored.step + 1)) {
-      await rollouts.states.restore(restored.tensors, model.latentShape(settings.resolution));
-    }
-    const apply = graphs.pieces
-      ? await PiecewiseUpdate.compile(engine, graphs.pieces)
-      : graphs.apply && (await engine.compile(graphs.apply));
-    const personalisation = new Personalisation(
-      inputs,
-      settings,
-      buckets,
-      apply,
-      graphs.metrics,
-      graphs.photographMetrics,
-      shapes,
-      state,
-      initial.map(({ name, shape }) => ({ name, shape })),
-      restored?.step ?? 0,
-      shapes.reduce((n, s) => n + elementCount(s.shape), 0),
-      lossScaler,
-    );
+    const held: { release(): Promise<unknown> }[] = [state];
     try {
+      // One by one: all weights of a model and what the optimiser keeps of them would not fit into memory twice.
+      for (const { name, read } of initial) {
+        await state.write(new Map([[name, await (restored ? readTensor(restored.tensors, name) : read())]]));
+      }
+      const { rollouts } = inputs;
+      if (
+        restored &&
+        rollouts &&
+        restored.step < settings.steps &&
+        !rollouts.states.isDue(restored.step + 1)
+      ) {
+        await rollouts.states.restore(restored.tensors, model.latentShape(settings.resolution));
+      }
+      const apply = graphs.pieces
+        ? await PiecewiseUpdate.compile(engine, graphs.pieces)
+        : graphs.apply && (await engine.compile(graphs.apply));
+      if (apply) held.push(apply);
+      const personalisation = new Personalisation(
+        inputs,
+        settings,
+        buckets,
+        apply,
+        graphs.metrics,
+        graphs.photographMetrics,
+        shapes,
+        state,
+        initial.map(({ name, shape }) => ({ name, shape })),
+        restored?.step ?? 0,
+        shapes.reduce((n, s) => n + elementCount(s.shape), 0),
+        lossScaler,
+      );
+      held.push({ release: () => personalisation.#releasePrograms() });
       const { fromStep } = personalisation;
       if (inputs.encodesAhead && !personalisation.#isOver(fromStep)) await personalisation.#encodeAhead();
       // What cannot be compiled is told before a step is announced; the other buckets' programs are made when their turn comes.
       const { bucket } = personalisation.#turn(fromStep * settings.gradientAccumulationSteps);
       await personalisation.#program(bucket);
+      return personalisation;
     } catch (error) {
-      await personalisation.release();
+      await Promise.allSettled(held.map((resource) => resource.release()));
       throw error;
     }
-    return personalisation;
   }
 
   /**
@@ -366,7 +374,7 @@ export class Personalisation {
     await validate(step, this.learnt);
   }
 
-  /** Size by size, so that one encoder is held at a time. @throws CancelledError when the signal is raised. */
+  /** Size by size, so that the encoder of one is held at a time. @throws CancelledError when the signal is raised. */
   async #encodeAhead(): Promise<void> {
     const { instances, priors, onEvent, signal } = this.inputs;
     const { steps, gradientAccumulationSteps: parts } = this.settings;
@@ -393,7 +401,7 @@ export class Personalisation {
       for (const encode of views.values()) {
         if (signal?.aborted) {
           throw new CancelledError(
-            'Stopped while encoding pictures. What is done is kept; the same command with --resume-from-checkpoint latest goes on from there.',
+            'Stopped while encoding pictures. What was drawn is kept; the same command with --resume-from-checkpoint latest goes on from there.',
           );
         }
         await encode();
@@ -411,9 +419,11 @@ export class Personalisation {
   async #releasePrograms(): Promise<void> {
     const programs = [...this.#programs.values()];
     this.#programs.clear();
-    for (const { micro, critic } of await Promise.all(programs)) {
-      await micro.release();
-      await critic?.program.release();
+    // What was not compiled was told where it was asked for.
+    for (const result of await Promise.allSettled(programs)) {
+      if (result.status === 'rejected') continue;
+      await result.value.micro.release();
+      await result.value.critic?.program.release();
     }
   }
 

@@ -15,7 +15,7 @@ export class CountedStage {
     this.#done = already;
   }
 
-  /** @param ahead what is half done, told but not counted */
+  /** @param ahead what is half done, told but not counted: the end is told only once it is */
   advance(count: number, ahead = 0): void {
     this.#done += count;
     const now = this.#done + ahead;
@@ -24,7 +24,7 @@ export class CountedStage {
     this.onEvent?.({
       kind: 'stage',
       name: this.name,
-      done: Math.floor(now),
+      done: Math.floor(ahead > 0 ? Math.min(now, this.total - 1) : now),
       total: this.total,
       ...(made > 0 ? { secondsLeft: (seconds / made) * (this.total - now) } : {}),
     });
