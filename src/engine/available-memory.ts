@@ -41,8 +41,9 @@ export function controlGroupMemory(root = '/'): number | undefined {
       return '';
     }
   };
+  const groups = read('proc/self/cgroup');
   const left = versions.flatMap(({ group, mount, limit, used }) => {
-    const own = group.exec(read('proc/self/cgroup'))?.[1];
+    const own = group.exec(groups)?.[1];
     if (own === undefined) return [];
     return foldersUpFrom(own).flatMap((folder) => {
       const most = Number(read(join(mount, folder, limit)));

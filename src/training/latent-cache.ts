@@ -1,4 +1,4 @@
-import { type PictureSize, sizeName } from '../data/aspect-buckets.js';
+import type { PictureSize } from '../data/aspect-buckets.js';
 import { centerCropSize, prepareImage, type ReferenceImage } from '../data/reference-images.js';
 import type { Engine } from '../engine/engine.js';
 import { LazyPrograms } from '../engine/lazy-programs.js';
@@ -8,7 +8,7 @@ import type { StableDiffusion } from '../pretrained/stable-diffusion.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
 import type { LatentStore, Moments } from './latent-store.js';
-import { type PictureUse, type PictureUseOptions, pictureUse } from './picture-use.js';
+import { type PictureUse, type PictureUseOptions, pictureUse, viewName } from './picture-use.js';
 
 /** What training takes of one use of a picture. */
 export interface PictureLatents extends Moments {
@@ -66,16 +66,15 @@ export class LatentCache {
     return this.images.length;
   }
 
-  /** What uses that see the same have in common; undefined with random crops, where none do. */
+  /** The `viewName` of a use. */
   viewOf(index: number, size: PictureSize, random: Random): string | undefined {
-    const { flip, crop } = pictureUse(this.options, random);
-    return crop === 'center' ? `${index}:${sizeName(size)}:${flip}` : undefined;
+    return viewName(index, size, pictureUse(this.options, random));
   }
 
   /** The latents of picture `index`, brought to this size, as this use of it sees it. The same random stream gives the same crop and flip. */
   moments(index: number, size: PictureSize, random: Random): Promise<PictureLatents> {
     const use = pictureUse(this.options, random);
-    const view = this.viewOf(index, size, random);
+    const view = viewName(index, size, use);
     if (view === undefined) return this.#encode(index, size, use);
     let known = this.#known.get(view);
     if (!known) {

@@ -1,3 +1,4 @@
+import { type PictureSize, sizeName } from '../data/aspect-buckets.js';
 import type { Random } from '../tensor/random.js';
 
 export interface PictureUseOptions {
@@ -19,3 +20,7 @@ export function pictureUse({ randomCrop, randomFlip }: PictureUseOptions, random
   const flip = randomFlip && random.derive('flip').uniform() < 0.5;
   return { flip, crop: randomCrop ? random.derive('crop') : 'center' };
 }
+
+/** What uses of picture `index`, brought to this size, that see the same have in common; undefined for a random crop, which no other use has. */
+export const viewName = (index: number, size: PictureSize, { flip, crop }: PictureUse): string | undefined =>
+  crop === 'center' ? `${index}:${sizeName(size)}:${flip}` : undefined;

@@ -1,4 +1,4 @@
-import { type PictureSize, sizeName } from '../data/aspect-buckets.js';
+import type { PictureSize } from '../data/aspect-buckets.js';
 import { prepareImage, type ReferenceImage } from '../data/reference-images.js';
 import type { Engine } from '../engine/engine.js';
 import { LazyPrograms } from '../engine/lazy-programs.js';
@@ -6,7 +6,7 @@ import { Graph, type Value } from '../onnx/graph.js';
 import type { WeightedReward } from '../rewards/reward.js';
 import type { Random } from '../tensor/random.js';
 import { float32, type Tensor } from '../tensor/tensor.js';
-import { type PictureUse, type PictureUseOptions, pictureUse } from './picture-use.js';
+import { type PictureUse, type PictureUseOptions, pictureUse, viewName } from './picture-use.js';
 
 /** What rewards have to know of a photograph, by name: from pixels [1, 3, H, W] in [-1, 1] to [1, D]. */
 export type References = ReadonlyMap<string, (pixels: Value) => Value>;
@@ -46,10 +46,10 @@ export class ReferenceCache {
   of(index: number, size: PictureSize, random: Random): Promise<Record<string, Tensor>> {
     if (this.references.size === 0) return Promise.resolve({});
     const use = pictureUse(this.options, random);
-    if (use.crop !== 'center') return this.#compute(index, size, use);
-    const key = `${index}:${sizeName(size)}:${use.flip}`;
-    const known = this.#known.get(key) ?? this.#compute(index, size, use);
-    this.#known.set(key, known);
+    const view = viewName(index, size, use);
+    if (view === undefined) return this.#compute(index, size, use);
+    const known = this.#known.get(view) ?? this.#compute(index, size, use);
+    this.#known.set(view, known);
     return known;
   }
 
